@@ -1,0 +1,1 @@
+"""DeltaW: train a low-rank ΔW on your pictures, then judge, merge, convert and share it."""

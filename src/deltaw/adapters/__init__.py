@@ -1,0 +1,47 @@
+"""Adapter algorithms: one a file, pure functions, the same signatures (see `Algorithm`).
+
+To add one: write `adapters/NAME.py` and put it in `ALL`. The contract test then checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from deltaw.adapters import lora
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Algorithm(Protocol):
+    """What a module in `adapters/` offers."""
+
+    NAME: str
+    """The name in `Update.algorithm`."""
+    TENSORS: tuple[str, ...]
+    """The canonical tensor names that an update needs; alpha and others may come on top."""
+
+    @staticmethod
+    def init(shape: tuple[int, ...], rank: int, alpha: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Float32 tensors for a base weight of `shape (out, in[, kh, kw])` whose delta is exactly 0."""
+        ...
+
+    @staticmethod
+    def delta(tensors: Tensors, shape: tuple[int, ...], base: torch.Tensor | None = None) -> torch.Tensor:
+        """The dense ΔW of `shape`, float32 (float64 if the tensors are). `base` is W where ΔW depends on it."""
+        ...
+
+
+ALL: tuple[Algorithm, ...] = (lora,)
+"""Every algorithm, in the order in which files are matched."""
+
+
+def named(name: str) -> Algorithm:
+    """The algorithm of that name.
+
+    Raises:
+        KeyError: no algorithm is called so.
+    """
+    return {algorithm.NAME: algorithm for algorithm in ALL}[name]
