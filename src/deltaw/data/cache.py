@@ -1,0 +1,96 @@
+"""What encoders made of pictures and captions, kept by content so that it is never stale.
+
+An entry's name is the hash of all that it depends on, so a changed picture, caption or encoder is
+another entry and nothing has to be invalidated. The folder is safe to delete at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+import safetensors
+import safetensors.torch
+
+from deltaw.errors import DeltawError
+
+if TYPE_CHECKING:
+    import torch
+
+CODE_VERSION = "1"
+"""Raise it when the preparation of pictures or captions changes; every older entry is then unused."""
+DIGEST_BYTES = 16
+
+
+def default_root() -> Path:
+    """`$DELTAW_CACHE`, else the system's folder for caches; never beside the user's pictures."""
+    return Path(os.environ.get("DELTAW_CACHE") or platformdirs.user_cache_dir("deltaw"))
+
+
+def key(*parts: str) -> str:
+    """One name for all that an entry depends on: picture digest, bucket, encoder hash, dtype, caption, ...
+
+    Each part is hashed with its length, so that ("ab", "c") and ("a", "bc") differ.
+    """
+    digest = hashlib.sha256()
+    for part in (CODE_VERSION, *parts):
+        raw = part.encode("utf-8", "surrogatepass")
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
+
+
+class Cache:
+    """Named tensors in one small file an entry.
+
+    A file is a checksum followed by safetensors bytes. Entries are renamed into place but not synced:
+    after a power cut the checksum tells, and the entry is made again.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    def get(self, key: str) -> dict[str, torch.Tensor] | None:
+        """The tensors of an entry on the CPU, or None where it is absent, half-written or damaged."""
+        try:
+            raw = self._path(key).read_bytes()
+        except OSError:
+            return None
+        check, body = raw[:DIGEST_BYTES], raw[DIGEST_BYTES:]
+        return safetensors.torch.load(body) if check == _checksum(body) else None
+
+    def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Stores an entry; a reader sees all of it or nothing of it.
+
+        Raises:
+            DeltawError: the folder cannot be written or the disk is full.
+        """
+        body = safetensors.torch.save({name: t.detach().contiguous().cpu() for name, t in tensors.items()})
+        path = self._path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(suffix=".part", dir=path.parent)
+            temporary = Path(name)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(_checksum(body) + body)
+                temporary.replace(path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise DeltawError(
+                f"the cache cannot be written ({error.strerror or error})", where=self.root,
+                expected="room and permission to write", advice="free some space or set DELTAW_CACHE to another folder",
+            ) from error  # fmt: skip
+
+    def _path(self, key: str) -> Path:
+        return self.root / key[:2] / key[2:]
+
+
+def _checksum(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest()
