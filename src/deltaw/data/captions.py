@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from deltaw.data.image import open_regular
+from deltaw.data.image import reading
 from deltaw.data.walk import shown
 from deltaw.errors import InputError, UsageError
 
 SUFFIXES = (".txt", ".caption")
-MAX_TEXT_BYTES = 256 * 2**20
-"""No caption or metadata file is larger; it would be something else with its name."""
+MAX_CAPTION_BYTES = 4 * 2**20
+"""A caption file is no larger; it would be something else with its name."""
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -106,17 +106,17 @@ def sidecars(files: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     return found
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, limit_bytes: int = MAX_CAPTION_BYTES) -> bytes:
     """The bytes of a caption or metadata file.
 
     Raises:
-        InputError: unreadable, no regular file, or larger than `MAX_TEXT_BYTES`.
+        InputError: unreadable, no regular file, or larger than `limit_bytes`.
     """
-    with open_regular(path) as file:
-        raw = file.read(MAX_TEXT_BYTES + 1)
-    if len(raw) > MAX_TEXT_BYTES:
+    with reading(path) as file:
+        raw = file.read(limit_bytes + 1)
+    if len(raw) > limit_bytes:
         raise InputError(
-            "too large for captions", where=path, expected=f"at most {MAX_TEXT_BYTES >> 20} MiB", advice="move it away"
+            "too large for captions", where=path, expected=f"at most {limit_bytes >> 20} MiB", advice="move it away"
         )
     return raw
 

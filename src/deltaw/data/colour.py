@@ -6,14 +6,13 @@ pixels, and clips 16-bit grey to white; each of that would be trained on without
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from PIL import Image, ImageCms
 
+from deltaw.data.walk import printable
 from deltaw.errors import InputError
 
-GREY16_MAX = 65535
+GREY16_MAX = 65535.0
 PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 """An ICC profile's colour space to the Pillow mode that it describes."""
 
@@ -41,21 +40,19 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
 
 def _eight_bit(image: Image.Image, notes: list[str]) -> Image.Image:
     """Grey of 16 or 32 bits or floating point, scaled to 0..255 by its range and rounded."""
-    values = np.asarray(image).astype(np.float32)
-    low, high = float(np.nanmin(values, initial=0.0)), float(np.nanmax(values, initial=0.0))
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise InputError("it holds pixels that are not finite numbers", advice="save it as PNG or JPEG")
+    low, high = float(values.min()), float(values.max())
+    tops = (1.0, 255.0) if image.mode == "F" else (GREY16_MAX,)
+    top = next((top for top in tops if low >= 0 and high <= top), None)
+    if top is None:
+        values, top = values - low, high - low or 1.0
+        notes.append(f"values from {low:.6g} to {high:.6g} were stretched to black and white")
     hidden = image.info.get("transparency")
     if isinstance(hidden, int):  # the one grey level that a 16-bit PNG calls transparent
-        values[values == hidden] = GREY16_MAX
-    if image.mode == "F" and low >= 0 and high <= 1:
-        top = 1.0
-    elif low >= 0 and high <= GREY16_MAX and image.mode != "F":
-        top = float(GREY16_MAX)
-    else:
-        if not np.isfinite(values).all():
-            raise InputError("it holds pixels that are not finite numbers", advice="save it as PNG or JPEG")
-        values, top = values - low, max(high - low, 1e-9)
-        notes.append(f"values from {low:.6g} to {high:.6g} were stretched to black and white")
-    return Image.fromarray(np.clip(np.rint(values * (255 / top)), 0, 255).astype(np.uint8))
+        values[values == hidden] = top
+    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
 
 
 def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -90,9 +87,9 @@ def _to_rgb(image: Image.Image, icc: bytes | None, notes: list[str]) -> Image.Im
 def _through_profile(image: Image.Image, icc: bytes, notes: list[str]) -> Image.Image | None:
     """The picture through its embedded profile, or None (with a note where it matters) without use of it."""
     try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        space = profile.profile.xcolor_space.strip()
-        name = (profile.profile.profile_description or "a profile without a name").strip()
+        parsed = ImageCms.core.profile_frombytes(icc)
+        space = parsed.xcolor_space.strip()
+        name = printable((parsed.profile_description or "a profile without a name").strip())
         mode = PROFILE_MODES.get(space, "")
         if mode == "RGB" and image.mode == "L":
             image = image.convert("RGB")
@@ -101,7 +98,7 @@ def _through_profile(image: Image.Image, icc: bytes, notes: list[str]) -> Image.
             return None
         if name.lower().startswith("srgb"):
             return image.convert("RGB")
-        converted = _transformed(image, profile)
+        converted = _transformed(image, ImageCms.ImageCmsProfile(parsed))
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         notes.append("its colour profile is damaged: taken as sRGB")
         return None

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaw.data import metadata, sniff
+from deltaw.data import metadata
 from deltaw.data.captions import SUFFIXES, Captions, key, sidecar_keys, sidecars
-from deltaw.data.image import Decoded, decode, open_regular
-from deltaw.data.walk import Found, Skipped, printable, shown, walk
+from deltaw.data.image import Decoded, decode, peek
+from deltaw.data.walk import MOST_LISTED, Found, Skipped, listed, printable, shown, walk
 from deltaw.errors import InputError
 from deltaw.events import Phase, Tell, Tick, silent
 
@@ -23,7 +23,6 @@ PICTURE_SUFFIXES = frozenset({
     ".rw2", ".raf",
 })  # fmt: skip
 """Names that promise a picture: such a file is reported when it is none. Others may still be pictures."""
-MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,7 @@ def _require_folder(root: Path) -> None:
         ) from error
     if not exists:
         raise InputError("there is no such folder", where=printable(str(root)), advice="check the path")
-    with open_regular(root) as file:
-        is_picture = sniff.kind(file.read(sniff.HEAD_BYTES)).picture
-    what = "this is a single picture" if is_picture else "this is a file"
+    what = "this is a single picture" if peek(root).picture else "this is a file"
     raise InputError(
         f"{what}, not a folder", where=printable(str(root)), advice="give the folder that holds the pictures"
     )
@@ -156,8 +153,7 @@ def _name(path: Path, root: Path) -> str:
 def _examine(path: Path, root: Path, captions: Captions) -> Picture | Skipped | None:
     """A file's fate: used, skipped with a reason, or (None) no picture and not named like one."""
     try:
-        with open_regular(path) as file:
-            kind = sniff.kind(file.read(sniff.HEAD_BYTES))
+        kind = peek(path)
         if not kind.picture:
             if path.suffix.lower() not in PICTURE_SUFFIXES:
                 return None
@@ -188,22 +184,17 @@ def _notes(
     """What is true of the folder as a whole, each said once."""
     notes = []
     if others:
-        notes.append(f"{len(others)} other files are no pictures and were left alone: {_listed(others)}")
+        notes.append(f"{len(others)} other files are no pictures and were left alone: {listed(others)}")
     owners = Counter(k for path in candidates for k in sidecar_keys(_name(path, root)))
     by_key = sidecars((_name(path, root), path) for path in texts)
     used = {path for k, path in by_key.items() if owners[k]}
     if lonely := [shown(path, root) for path in texts if path not in used]:
-        notes.append(f"{len(lonely)} caption files belong to no picture: {_listed(lonely)}")
+        notes.append(f"{len(lonely)} caption files belong to no picture: {listed(lonely)}")
     if shared := [shown(path, root) for k, path in by_key.items() if owners[k] > 1]:
-        notes.append(f"{len(shared)} caption files serve several pictures each: {_listed(shared)}")
+        notes.append(f"{len(shared)} caption files serve several pictures each: {listed(shared)}")
     if empty := [picture.name for picture in pictures if not picture.caption]:
-        notes.append(f"{len(empty)} pictures have no caption: {_listed(empty)}")
+        notes.append(f"{len(empty)} pictures have no caption: {listed(empty)}")
     return notes
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return ", ".join(names[:MOST_LISTED]) + more
 
 
 def _nothing_usable(root: Path, skipped: list[Skipped], n_ignored: int) -> InputError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import importlib
 import io
 import stat
 import struct
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from deltaw.data import sniff
 from deltaw.data.colour import to_srgb
@@ -29,7 +31,7 @@ MIN_SIDE_PX = 16
 
 BROKEN = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, AttributeError, ArithmeticError,
-    NotImplementedError, RuntimeError, MemoryError, AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
+    RuntimeError, MemoryError, AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 """What Pillow's decoders raise for damaged files; their bugs included, since a file must not stop a run."""
 
@@ -71,18 +73,37 @@ def load(path: str | Path, *, digest: str = "") -> Image.Image:
 
 def decode(path: str | Path) -> Decoded:
     """As `load`, with the notes and the digest."""
+    with reading(path) as file:
+        kind = sniff.kind(file.read(sniff.HEAD_BYTES))
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        image, notes = _decode(file, kind)
+    return Decoded(image, notes, digest)
+
+
+def peek(path: str | Path) -> sniff.Kind:
+    """What the file is, by its content.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with reading(path) as file:
+        return sniff.kind(file.read(sniff.HEAD_BYTES))
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[io.BufferedReader]:
+    """The open file; what fails while it is open is an `InputError` that names it."""
     try:
         with open_regular(path) as file:
-            kind = sniff.kind(file.read(sniff.HEAD_BYTES))
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            image, notes = _decode(file, kind)
+            yield file
     except InputError as error:
-        if error.where:
-            raise
         raise InputError(error.what, where=path, expected=error.expected, advice=error.advice) from error
-    return Decoded(image, notes, digest)
+    except OSError as error:  # a network drive that drops, a disk that fails
+        raise InputError(
+            f"reading failed ({error.strerror or error})", where=path, advice="check the disk or the network"
+        ) from error
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
@@ -103,8 +124,7 @@ def open_regular(path: str | Path) -> io.BufferedReader:
 
 
 def _decode(file: io.BufferedReader, kind: sniff.Kind) -> tuple[Image.Image, tuple[str, ...]]:
-    Image.init()
-    if kind.pillow not in Image.OPEN:
+    if kind.pillow not in _decoders():
         raise InputError(f"the file is {kind.name}, which cannot be read here", advice=kind.advice)
     with _strict() as complaints:
         try:
@@ -119,6 +139,17 @@ def _decode(file: io.BufferedReader, kind: sniff.Kind) -> tuple[Image.Image, tup
     if any("EXIF" in text for text in complaints) and not turned:
         turned = ("damaged EXIF: taken as it is",)
     return image, (*notes, *turned, *coloured)
+
+
+@functools.cache
+def _decoders() -> frozenset[str]:
+    """Pillow's names of the formats that can be read here, with the plugins that are installed."""
+    Image.init()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_jxl")
+    return frozenset(Image.OPEN)
 
 
 @contextlib.contextmanager
@@ -171,7 +202,9 @@ def _upright(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     except BROKEN:
         return image, ("damaged EXIF: taken as it is",)
     if turn is None:
-        return image, ()
+        return image, () if orientation in (0, 1) else (
+            f"EXIF orientation {orientation!r} means nothing: taken as it is",
+        )
     turned = image.transpose(turn)
     turned.info = image.info
     return turned, ("EXIF rotated",)
@@ -180,6 +213,10 @@ def _upright(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
 def _damage(kind: sniff.Kind, error: BaseException) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"the {kind.name} file declares far too many pixels"
+    if isinstance(error, MemoryError):
+        return f"the {kind.name} file needs more memory than there is"
+    if isinstance(error, UnidentifiedImageError):
+        return f"the {kind.name} file is damaged (its header makes no sense)"
     if "truncated" in str(error).lower():
         return f"the {kind.name} file is cut off ({error})"
     return f"the {kind.name} file is damaged ({str(error) or type(error).__name__})"

@@ -20,6 +20,7 @@ from deltaw.errors import InputError
 
 NAMES = ("metadata.jsonl", "metadata.json", "metadata.csv")
 TEXT_COLUMNS = ("text", "caption")
+MAX_TABLE_BYTES = 256 * 2**20
 ADVICE = 'each row needs a file_name and a text, as in {"file_name": "a.png", "text": "a cat"}'
 
 Row = tuple[int, object]
@@ -36,7 +37,7 @@ def read(path: Path, root: Path, encoding: str | None = None) -> tuple[dict[str,
     base = path.parent.relative_to(root)
     captions: dict[str, Caption] = {}
     skipped: list[Skipped] = []
-    text = decode(read_bytes(path), encoding, name)
+    text = decode(read_bytes(path, MAX_TABLE_BYTES), encoding, name)
     for number, row in _ROWS[path.suffix.lower()](text, name):
         source = f"{name}:{number}"
         try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 JUNK = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "lost+found"})
 """What systems leave in folders, in lower case; names that begin with a dot are left alone as well."""
+
+MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,13 @@ class Skipped:
 
 @dataclass
 class Found:
-    """The regular files below a folder, sorted; what could not be read; what was left alone."""
+    """The regular files below a folder, sorted; what could not be read; what was left alone; which are links."""
 
     files: list[Path] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     n_ignored: int = 0
     notes: list[str] = field(default_factory=list)
+    links: list[Path] = field(default_factory=list)
 
 
 def walk(root: Path, exclude: Sequence[Path] = ()) -> Found:
@@ -40,49 +43,55 @@ def walk(root: Path, exclude: Sequence[Path] = ()) -> Found:
         exclude: folders or files inside it to leave alone, such as the run's own output.
     """
     found = Found()
-    left_alone = {Path(path).resolve() for path in exclude}
+    left_alone = {os.path.realpath(path) for path in exclude}
+    home = Path(os.path.realpath(root))
     seen: set[tuple[int, int]] = set()
     waiting = [root]
     while waiting:
         folder = waiting.pop()
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            found.notes.append(f"{shown(folder, root)} leads to a folder that is read already")
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for path in _entries(folder, root, found):
+        for path in _entries(folder, root, seen, found):
             if path.name.startswith(".") or path.name.lower() in JUNK:
                 found.n_ignored += 1
-            elif path.resolve() in left_alone:
+            elif left_alone and os.path.realpath(path) in left_alone:
                 found.n_ignored += 1
                 found.notes.append(f"{shown(path, root)} is left alone: it is where results go")
             else:
                 _sort_in(path, root, found, waiting)
     found.files.sort(key=lambda path: order(path, root))
     found.skipped.sort(key=lambda skipped: order(skipped.path, root))
+    if away := [shown(p, root) for p in found.links if not Path(os.path.realpath(p)).is_relative_to(home)]:
+        found.notes.append(f"{len(away)} links lead out of the folder and are followed: {listed(away)}")
     return found
 
 
-def _entries(folder: Path, root: Path, found: Found) -> Iterator[Path]:
+def _entries(folder: Path, root: Path, seen: set[tuple[int, int]], found: Found) -> list[Path]:
+    """The paths in a folder, last first since they are taken from a stack's end; none where it was read before."""
     try:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            found.notes.append(f"{shown(folder, root)} leads to a folder that is read already")
+            return []
+        seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries]
     except OSError as error:
         found.skipped.append(Skipped(folder, shown(folder, root), f"the folder cannot be read ({error.strerror})"))
-        return
-    for name in sorted(names, key=os.fsencode, reverse=True):
-        yield folder / name
+        return []
+    return [folder / name for name in sorted(names, key=os.fsencode, reverse=True)]
 
 
 def _sort_in(path: Path, root: Path, found: Found, waiting: list[Path]) -> None:
+    linked = path.is_symlink()
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        reason = f"a link to nothing ({error.strerror})" if path.is_symlink() else f"cannot be read ({error.strerror})"
+        reason = f"a link to nothing ({error.strerror})" if linked else f"cannot be read ({error.strerror})"
         found.skipped.append(Skipped(path, shown(path, root), reason))
         return
+    if linked:
+        found.links.append(path)
     if stat.S_ISDIR(mode):
-        waiting.append(path)
+        waiting.insert(0 if linked else len(waiting), path)  # real folders first: their names are the ones to show
     elif stat.S_ISREG(mode):
         found.files.append(path)
     else:
@@ -113,3 +122,9 @@ def printable(text: str) -> str:
 
 def _is_shown(char: str) -> bool:
     return char == "\u200d" or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")  # U+200D joins emoji
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names for a message, the first `MOST_LISTED` of them."""
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(names[:MOST_LISTED]) + more
