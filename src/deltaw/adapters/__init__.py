@@ -1,18 +1,20 @@
 """Adapter algorithms: one a file, pure functions, the same signatures (see `Algorithm`).
 
-To add one: write `adapters/NAME.py` and put it in `ALL`. The contract test then checks it.
+To add one: write `adapters/NAME.py` and put it in `ALL`. The contract test then checks it. The tensor
+library is imported inside the functions that compute, so that reading a file's header needs none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from deltaw.adapters import lora
 
-Tensors = Mapping[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+Tensors = Mapping[str, "torch.Tensor"]
 
 
 class Algorithm(Protocol):
@@ -21,7 +23,14 @@ class Algorithm(Protocol):
     NAME: str
     """The name in `Update.algorithm`."""
     TENSORS: tuple[str, ...]
-    """The canonical tensor names that an update needs; alpha and others may come on top."""
+    """The canonical tensor names that an update needs."""
+    OPTIONAL: tuple[str, ...]
+    """Those it may have on top, besides `alpha`, `magnitude` (DoRA) and `bias`, which go with any."""
+
+    @staticmethod
+    def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
+        """Why tensors of these shapes cannot change a weight of `shape`, or "" if they can."""
+        ...
 
     @staticmethod
     def init(shape: tuple[int, ...], rank: int, alpha: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -36,6 +45,9 @@ class Algorithm(Protocol):
 
 ALL: tuple[Algorithm, ...] = (lora,)
 """Every algorithm, in the order in which files are matched."""
+
+COMMON = ("alpha", "magnitude", "bias")
+"""Tensors that go with any algorithm: the scale's numerator, DoRA's norms, the change of the bias."""
 
 
 def named(name: str) -> Algorithm:

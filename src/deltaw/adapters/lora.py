@@ -1,17 +1,35 @@
 """LoRA: ΔW = (alpha / r) · up · down (Hu et al. 2021, arXiv 2106.09685, equation 3).
 
-For a convolution, `down` is the k×k convolution to r channels and `up` the 1×1 one from them.
+For a convolution, `down` is the k×k convolution to r channels and `up` the 1×1 one from them. LoCon's
+Tucker form puts the k×k convolution between two 1×1 ones: `mid (r, r, kh, kw)`, `down (r, in, 1, 1)`
+(LyCORIS, arXiv 2309.14859, section 3.1).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 NAME = "lora"
 TENSORS = ("up", "down")
+OPTIONAL = ("mid",)
+
+
+def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
+    """Why tensors of these shapes cannot change a weight of `shape`, or "" if they can."""
+    up, down, mid = shapes["up"], shapes["down"], shapes.get("mid")
+    if up[1:2] != down[:1]:
+        return f"up {list(up)} and down {list(down)} do not share a rank"
+    if mid is not None and mid[:2] != (up[1], down[0]):
+        return f"mid {list(mid)} does not fit between up {list(up)} and down {list(down)}"
+    made = (up[0], down[1], *(mid[2:] if mid is not None else down[2:]))
+    if made[:2] != shape[:2] or math.prod(made[2:]) != math.prod(shape[2:]):
+        return f"the change is {list(made)}, the base's weight {list(shape)}"
+    return ""
 
 
 def scale(tensors: Mapping[str, torch.Tensor]) -> float:
@@ -31,6 +49,8 @@ def init(shape: tuple[int, ...], rank: int, alpha: float, generator: torch.Gener
         alpha: the numerator of the scale.
         generator: the only source of randomness.
     """
+    import torch
+
     n_out, *rest = shape
     kernel = shape[2:]
     fan_in = math.prod(rest)
@@ -39,8 +59,18 @@ def init(shape: tuple[int, ...], rank: int, alpha: float, generator: torch.Gener
     return {"up": torch.zeros(n_out, rank, *(1 for _ in kernel)), "down": down, "alpha": torch.tensor(float(alpha))}
 
 
+def factors(tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """ΔW as `scaled up (out, r)` and `down (r, in·kh·kw)` in at least float32; the scale is in `up`."""
+    import torch
+
+    dtype = torch.promote_types(tensors["up"].dtype, torch.float32)
+    up, down = tensors["up"].to(dtype).flatten(1), tensors["down"].to(dtype)
+    if "mid" in tensors:
+        down = torch.einsum("rskl,si->rikl", tensors["mid"].to(dtype), down.flatten(1))
+    return scale(tensors) * up, down.flatten(1)
+
+
 def delta(tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...], base: torch.Tensor | None = None) -> torch.Tensor:
     """(alpha / r) · up · down as a tensor of `shape (out, in[, kh, kw])`, at least float32."""
-    dtype = torch.promote_types(tensors["up"].dtype, torch.float32)
-    up, down = tensors["up"].to(dtype), tensors["down"].to(dtype)
-    return (scale(tensors) * (up.flatten(1) @ down.flatten(1))).reshape(shape)
+    up, down = factors(tensors)
+    return (up @ down).reshape(shape)

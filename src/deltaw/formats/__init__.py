@@ -1,0 +1,116 @@
+"""File dialects: one a file. Every file becomes a `Delta` on entry and leaves it on exit.
+
+To add one: write `formats/NAME.py` (see `Dialect`) and put it in `ALL`. The contract test then checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from deltaw.delta import Delta
+from deltaw.errors import InputError, UsageError
+from deltaw.families import Family
+from deltaw.families.listing import Shapes, shapes_of
+from deltaw.formats import comfy, diffusers, diffusers_old, kohya, kohya_diffusers, loading, peft, reading, saving
+from deltaw.formats.keys import Places
+from deltaw.formats.match import Match
+from deltaw.formats.reading import Reading
+from deltaw.formats.source import Source, locate
+
+__all__ = ["ALL", "Dialect", "Match", "load", "named", "save", "shapes_of", "understand"]
+
+
+class Dialect(Protocol):
+    """What a module in `formats/` offers."""
+
+    NAME: str
+    ALGORITHMS: tuple[str, ...]
+    """The algorithms that it has keys for."""
+    ALPHA_IN_FILE: bool | None
+    """Alphas are tensors of the file (True), in a configuration (False), or cannot be said (None)."""
+
+    @staticmethod
+    def split(key: str) -> tuple[str, str] | None:
+        """A key of this dialect as stem and `algorithm.tensor`; None for any other key."""
+        ...
+
+    @staticmethod
+    def places(family: Family, shapes: Shapes, metadata: Mapping[str, str]) -> Places:
+        """Every stem that is read for a base of these shapes, with what it means."""
+        ...
+
+    @staticmethod
+    def names(family: Family, shapes: Shapes) -> Places:
+        """Every stem that is written."""
+        ...
+
+    @staticmethod
+    def key(stem: str, tensor: str, ndim: int) -> str:
+        """The key of `algorithm.tensor` of a module whose weight has `ndim` dimensions."""
+        ...
+
+
+ALL: tuple[Dialect, ...] = (kohya, kohya_diffusers, diffusers_old, diffusers, peft, comfy)
+"""Every dialect, in the order in which a key is shown to them."""
+
+
+def named(name: str) -> Dialect:
+    """The dialect of that name.
+
+    Raises:
+        UsageError: no dialect is called so.
+    """
+    for dialect in ALL:
+        if dialect.NAME == name:
+            return dialect
+    raise UsageError(f"no dialect is called {name!r}", expected=", ".join(d.NAME for d in ALL), advice="choose one of these")
+
+
+def understand(path: str | Path, *, shapes: Shapes | None = None) -> tuple[Source, Reading]:
+    """What a file's keys mean, from its header alone; no tensor is read.
+
+    Raises:
+        InputError: it is no LoRA, or for no base that is known.
+    """
+    source = locate(path)
+    return source, reading.resolve(source.header, ALL, source.where, shapes)
+
+
+def load(
+    path: str | Path, *, strict: bool = False, shapes: Shapes | None = None, drop_broken: bool = False
+) -> tuple[Delta, Match]:
+    """Reads a LoRA in any dialect.
+
+    Args:
+        path: a file, or a folder of PEFT's or diffusers'.
+        strict: anything in the file that is not used is an error.
+        shapes: canonical path to weight shape of the base it is meant for (`shapes_of`); without it, the
+            best fitting of the bases that are known by themselves.
+        drop_broken: leave out modules with NaN or infinite numbers instead of refusing the file.
+
+    Returns:
+        The change, and what became of each key. The caller warns of `match.losses()` where `match.partial`.
+
+    Raises:
+        InputError: nothing in it fits, a tensor is not finite, or `strict` and something is not used.
+    """
+    source, meaning = understand(path, shapes=shapes)
+    delta, match = loading.build(source, meaning, drop_broken=drop_broken)
+    if strict and match.partial:
+        raise InputError(
+            f"not everything in it is used ({match.counts()}; {'; '.join(match.losses(3))})", where=source.where,
+            expected="every key used (--strict)", advice="check the base, or leave --strict out",
+        )  # fmt: skip
+    return delta, match
+
+
+def save(delta: Delta, path: str | Path, dialect: str = "kohya") -> int:
+    """Writes a change atomically; returns the size in bytes. Reading it back gives the same tensors, bit for bit.
+
+    Raises:
+        UsageError: no dialect is called so.
+        InputError: the dialect cannot hold this change; every reason is named.
+    """
+    return saving.write(delta, named(dialect), path)

@@ -1,0 +1,85 @@
+"""Alphas that lie in a PEFT configuration instead of the file: reading and writing them.
+
+PEFT looks for the first pattern that matches a path's end and else takes `lora_alpha`; with `use_rslora` it
+divides alpha by √r instead of r (PEFT `LoraConfig`, Kalajdzievski 2023, arXiv 2312.03732).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+DTYPES = "deltaw.alpha_dtypes"
+"""Header key: path to the dtype of its alpha tensor where that is not float32, "" where there was no alpha.
+A configuration holds numbers only, so this is what makes the way there and back exact."""
+
+_LITERAL = re.compile(r"\^?[\w.]+\$?")
+_TAME = re.compile(r"(?:[\w^$|()\-]|\\.|\.\*?)*")
+
+
+def configured(config: Mapping[str, Any], path: str, rank: int) -> float | None:
+    """The alpha that a `LoraConfig` gives to the module at `path`, as if divided by r; None if it gives none.
+
+    Raises:
+        ValueError: a pattern is one that a search could hang on, or a value is not a number.
+    """
+    alpha = _by_pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha"))
+    if alpha is None:
+        return None
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise ValueError(f"alpha {alpha!r} of {path} is not a number")
+    return float(alpha) * math.sqrt(rank) if config.get("use_rslora") else float(alpha)
+
+
+def _by_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+    for exact in (path, f"^{path}"):
+        if exact in patterns:
+            return patterns[exact]
+    for pattern, value in patterns.items():
+        if _LITERAL.fullmatch(pattern):
+            plain = pattern.strip("^$")
+            if path == plain or (not pattern.startswith("^") and path.endswith(f".{plain}")):
+                return value
+        elif not _TAME.fullmatch(pattern) or pattern.count(".*") > 4:
+            raise ValueError(f"the pattern {pattern[:80]!r} is not one that is searched for")
+        elif re.match(rf"(?:.*\.)?(?:{pattern})$", path):
+            return value
+    return default
+
+
+def config(ranks: Mapping[str, int], alphas: Mapping[str, float], dora: bool = False) -> dict[str, Any]:
+    """The `LoraConfig` fields that give every module its rank and alpha.
+
+    Paths of CLIP lose their `text_model.`, so that the patterns fit the networks of every transformers version.
+
+    Args:
+        ranks: path in the network to r.
+        alphas: path in the network to alpha.
+        dora: the modules carry DoRA norms.
+    """
+    ranks = {_as_pattern(path): rank for path, rank in ranks.items()}
+    alphas = {_as_pattern(path): alpha for path, alpha in alphas.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    return {
+        "r": rank,
+        "lora_alpha": _number(alpha),
+        "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
+        "alpha_pattern": {path: _number(a) for path, a in alphas.items() if a != alpha},
+        "target_modules": sorted(path.removeprefix("^") for path in ranks),
+        "use_dora": dora,
+        "use_rslora": False,
+        "bias": "none",
+        "lora_dropout": 0.0,
+    }
+
+
+def _as_pattern(path: str) -> str:
+    return path.removeprefix("text_model.") if path.startswith("text_model.") else f"^{path}"
+
+
+def _number(x: float) -> float | int:
+    return int(x) if float(x).is_integer() else x

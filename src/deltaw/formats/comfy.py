@@ -1,0 +1,44 @@
+"""ComfyUI: `diffusion_model.<original path>.lora_A.weight`, also what ai-toolkit and diffusion-pipe write.
+
+Text encoders go as `text_encoders.clip_l.transformer.<path>`. LyCORIS' suffixes may follow the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from deltaw.families import Family
+from deltaw.families.listing import Shapes
+from deltaw.formats import keys, kohya
+
+NAME = "comfy"
+ALGORITHMS = ("lora", "loha", "lokr", "oft", "glora", "full")
+ALPHA_IN_FILE = True
+_SUFFIXES = {s: t for s, t in {**keys.KOHYA_SUFFIXES, **keys.PEFT_SUFFIXES}.items() if not t.startswith("ia3.")}
+_SUFFIX = {"lora.up": "lora_B.weight", "lora.down": "lora_A.weight"}
+
+
+def split(key: str) -> tuple[str, str] | None:
+    """`diffusion_model.x.lora_B.weight` as `("diffusion_model.x", "lora.up")`."""
+    key = key.removeprefix("model.")
+    if not key.startswith(("diffusion_model.", "text_encoders.")):
+        return None
+    return keys.split_dotted(key, _SUFFIXES)
+
+
+def places(family: Family, shapes: Shapes, metadata: Mapping[str, str]) -> keys.Places:
+    """The names that are read: original and, as some trainers write, diffusers' after the same prefix."""
+    prefixes = {c.name: (c.comfy,) for c in family.components}
+    named = keys.named_places(keys.diffusers_places(family, shapes), prefixes, keys.dotted)
+    return {**named, **names(family, shapes)}
+
+
+def names(family: Family, shapes: Shapes) -> keys.Places:
+    """The names that are written: the denoiser's original ones."""
+    prefixes = {c.name: (c.comfy,) for c in family.components}
+    return keys.named_places(keys.original_places(family, shapes), prefixes, keys.dotted)
+
+
+def key(stem: str, tensor: str, ndim: int) -> str:
+    """The key of a canonical `algorithm.tensor`."""
+    return f"{stem}.{_SUFFIX.get(tensor) or kohya.kohya_suffix(tensor, ndim)}"

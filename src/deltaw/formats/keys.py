@@ -1,0 +1,126 @@
+"""Key names: how they split, and which module of a base a name means.
+
+Kohya's underscores cannot be undone by a pattern, so nothing here tries: every name that a dialect can
+give to a module of the base is made from the base's own listing, and the dictionary of them is the inverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from deltaw.families import Family
+from deltaw.families.listing import Shapes
+
+KOHYA_SUFFIXES = {
+    "lora_up.weight": "lora.up", "lora_down.weight": "lora.down", "lora_mid.weight": "lora.mid",
+    "hada_w1_a": "loha.w1_a", "hada_w1_b": "loha.w1_b", "hada_w2_a": "loha.w2_a", "hada_w2_b": "loha.w2_b",
+    "hada_t1": "loha.t1", "hada_t2": "loha.t2",
+    "lokr_w1": "lokr.w1", "lokr_w1_a": "lokr.w1_a", "lokr_w1_b": "lokr.w1_b",
+    "lokr_w2": "lokr.w2", "lokr_w2_a": "lokr.w2_a", "lokr_w2_b": "lokr.w2_b", "lokr_t1": "lokr.t1", "lokr_t2": "lokr.t2",
+    "weight": "ia3.weight", "on_input": "ia3.on_input",
+    "oft_blocks": "oft.blocks", "rescale": "oft.rescale",
+    "a1.weight": "glora.a1", "a2.weight": "glora.a2", "b1.weight": "glora.b1", "b2.weight": "glora.b2",
+    "bm.weight": "glora.bm",
+    "diff": "full.diff", "w_norm": "full.diff",
+    "alpha": ".alpha", "dora_scale": ".magnitude", "diff_b": ".bias", "b_norm": ".bias",
+}  # fmt: skip
+"""kohya's and LyCORIS' suffix to `algorithm.tensor`; a tensor without algorithm goes with any."""
+
+PEFT_SUFFIXES = {
+    "lora_A.weight": "lora.down", "lora_B.weight": "lora.up",
+    "lora_A.default.weight": "lora.down", "lora_B.default.weight": "lora.up",
+    "lora.down.weight": "lora.down", "lora.up.weight": "lora.up",
+    "lora_linear_layer.down.weight": "lora.down", "lora_linear_layer.up.weight": "lora.up",
+    "lora_magnitude_vector": ".magnitude", "lora_magnitude_vector.weight": ".magnitude",
+    "lora_magnitude_vector.default.weight": ".magnitude", "magnitude": ".magnitude", "alpha": ".alpha",
+}  # fmt: skip
+"""The suffixes of PEFT and of diffusers' generations."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a name in a file means in a base.
+
+    Args:
+        paths: the canonical modules whose weights' rows the named weight stacks; mostly one.
+        swapped: the two halves of its rows are in the other order than the canonical module's.
+    """
+
+    paths: tuple[str, ...]
+    swapped: bool = False
+
+    def shape(self, shapes: Shapes) -> tuple[int, ...]:
+        """The shape of the named weight in a base of these shapes."""
+        first = shapes[self.paths[0]]
+        return (sum(shapes[path][0] for path in self.paths), *first[1:])
+
+
+Places = Mapping[str, Place]
+
+
+def split_flat(key: str, suffixes: Mapping[str, str]) -> tuple[str, str] | None:
+    """A key with a flattened stem as stem and `algorithm.tensor`; None if the suffix is none of `suffixes`."""
+    stem, _, suffix = key.partition(".")
+    return (stem, suffixes[suffix]) if suffix in suffixes else None
+
+
+def split_dotted(key: str, suffixes: Mapping[str, str]) -> tuple[str, str] | None:
+    """A key with a dotted stem as stem and `algorithm.tensor`; the longest suffix counts."""
+    at = -1
+    ends: list[int] = []
+    while (at := key.find(".", at + 1)) >= 0:
+        ends.append(at)
+    for end in ends[-3:]:
+        if key[end + 1 :] in suffixes:
+            return key[:end], suffixes[key[end + 1 :]]
+    return None
+
+
+def diffusers_places(family: Family, shapes: Shapes) -> dict[str, list[tuple[str, Place]]]:
+    """Component to its modules' diffusers paths (without the component) and what they mean."""
+    found: dict[str, list[tuple[str, Place]]] = {component.name: [] for component in family.components}
+    for path in shapes:
+        component, _, rest = path.partition(".")
+        if component in found:
+            found[component].append((rest, Place((path,))))
+    return found
+
+
+def original_places(family: Family, shapes: Shapes) -> dict[str, list[tuple[str, Place]]]:
+    """As `diffusers_places`, with the denoiser's modules under their original names, fused ones as one."""
+    found = diffusers_places(family, shapes)
+    denoiser = family.denoiser
+    found[denoiser] = [
+        (entry.name, Place(tuple(f"{denoiser}.{part}" for part in entry.parts), entry.swapped))
+        for entry in family.original(rest for rest, _ in found[denoiser])
+    ]
+    return found
+
+
+def named_places(
+    places: Mapping[str, list[tuple[str, Place]]], prefixes: Mapping[str, Iterable[str]], joined: Callable[[str, str], str]
+) -> dict[str, Place]:
+    """Every name in a file, made by `joined(prefix, path)`, with its place.
+
+    Raises:
+        ValueError: two modules of a base would have one name; the dialect cannot hold that base.
+    """
+    named: dict[str, Place] = {}
+    for component, entries in places.items():
+        for prefix in prefixes[component]:
+            for path, place in entries:
+                name = joined(prefix, path)
+                if named.setdefault(name, place) != place:
+                    raise ValueError(f"{name} means {named[name].paths} and {place.paths}")
+    return named
+
+
+def flat(prefix: str, path: str) -> str:
+    """kohya's name: the prefix and the path with every dot an underscore."""
+    return f"{prefix}_{path.replace('.', '_')}"
+
+
+def dotted(prefix: str, path: str) -> str:
+    """The prefix and the path as they are."""
+    return f"{prefix}.{path}"

@@ -1,0 +1,150 @@
+"""From a file to a `Delta`: reads the tensors that `reading` gave a meaning to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltaw.delta import Delta, Update
+from deltaw.errors import InputError
+from deltaw.formats import alphas, fused
+from deltaw.formats.match import Match
+from deltaw.formats.reading import Entry, Reading
+from deltaw.formats.source import DIFFUSERS_CONFIG, Source
+from deltaw.tensorfile import lazy
+
+if TYPE_CHECKING:
+    import torch
+
+OWN_METADATA = (DIFFUSERS_CONFIG, alphas.DTYPES, "format")
+"""Header keys that belong to a file's dialect and not to the change in it."""
+
+
+def build(source: Source, reading: Reading, *, drop_broken: bool) -> tuple[Delta, Match]:
+    """The change and what became of each key.
+
+    Raises:
+        InputError: a tensor holds NaN or infinity (and `drop_broken` is not set), or an alpha no number.
+    """
+    dtypes = _alpha_dtypes(source)
+    updates: dict[str, Update] = {}
+    broken: dict[str, str] = {}
+    notes: list[str] = []
+    with _tensors(source) as get:
+        for entry in reading.entries:
+            tensors = _canonical(entry, {name: get(key) for name, key in entry.tensors.items()}, reading)
+            if (alpha := _configured_alpha(source, entry, tensors, dtypes)) is not None:
+                tensors.setdefault("alpha", alpha)
+            if why := _not_finite(tensors):
+                broken[entry.stem] = why
+                continue
+            notes += _odd(entry.stem, tensors)
+            updates.update(_updates(entry, tensors, reading))
+    if broken and not (drop_broken and updates):
+        raise _refused_broken(source.where, broken)
+    match = replace(reading.match, ignored={**reading.match.ignored, **broken}, notes=reading.match.notes + tuple(notes),
+                    matched=tuple(updates))  # fmt: skip
+    metadata = {key: value for key, value in source.header.metadata.items() if key not in OWN_METADATA}
+    return Delta(reading.family.name, updates, _trigger(metadata), metadata), match
+
+
+@contextlib.contextmanager
+def _tensors(source: Source) -> Iterator[Any]:
+    with contextlib.ExitStack() as stack:
+        handles = {path: stack.enter_context(lazy(path)) for path in {path for path, _ in source.files.values()}}
+
+        def get(key: str) -> torch.Tensor:
+            path, name = source.files[key]
+            return handles[path].get_tensor(name)
+
+        yield get
+
+
+def _canonical(entry: Entry, tensors: dict[str, torch.Tensor], reading: Reading) -> dict[str, torch.Tensor]:
+    """The tensors in canonical shape: alpha 0-d; DoRA norms with as many dimensions as the weight."""
+    if "alpha" in tensors and tensors["alpha"].numel() == 1:
+        tensors["alpha"] = tensors["alpha"].reshape(())
+    if "magnitude" in tensors and entry.place is not None:
+        n_dims = len(entry.place.shape(reading.shapes))
+        norms = tensors["magnitude"]
+        if norms.ndim == 1 or (norms.shape[0] == 1 and norms.ndim == 4 and entry.dialect in ("peft", "diffusers")):
+            tensors["magnitude"] = norms.reshape(-1, *(1,) * (n_dims - 1))
+    return tensors
+
+
+def _configured_alpha(
+    source: Source, entry: Entry, tensors: Mapping[str, torch.Tensor], dtypes: Mapping[str, str]
+) -> torch.Tensor | None:
+    import torch
+
+    if "down" not in tensors or entry.place is None:
+        return None
+    for prefix, config in source.configs.items():
+        if entry.stem.startswith(prefix):
+            try:
+                alpha = alphas.configured(config, entry.stem.removeprefix(prefix), tensors["down"].shape[0])
+                alpha = alpha if alpha is not None else alphas.configured(
+                    config, entry.stem.removeprefix(prefix).removeprefix("text_model."), tensors["down"].shape[0])  # fmt: skip
+            except ValueError as error:
+                raise InputError(str(error), where=source.where, advice="write the alphas out by name") from error
+            dtype = dtypes.get(entry.place.paths[0], "float32")
+            return torch.tensor(alpha, dtype=getattr(torch, dtype)) if alpha is not None and dtype else None
+    return None
+
+
+def _alpha_dtypes(source: Source) -> dict[str, str]:
+    import torch
+
+    try:
+        found = json.loads(source.header.metadata.get(alphas.DTYPES, "{}"))
+    except ValueError:
+        return {}
+    known = found if isinstance(found, dict) else {}
+    return {str(p): d for p, d in known.items() if d == "" or isinstance(getattr(torch, str(d), None), torch.dtype)}
+
+
+def _not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+            n_bad = int((~tensor.float().isfinite()).sum())
+            return f"{name} holds {n_bad} of {tensor.numel()} numbers that are NaN or infinite"
+    if "alpha" in tensors and tensors["alpha"].numel() != 1:
+        return f"alpha has {tensors['alpha'].numel()} numbers instead of one"
+    return ""
+
+
+def _odd(stem: str, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    found: list[str] = []
+    if "alpha" in tensors and float(tensors["alpha"]) == 0:
+        found.append(f"{stem}: alpha is 0, so the module has no effect")
+    if "down" in tensors and tensors["down"].shape[0] == 0:
+        found.append(f"{stem}: rank 0, so the module has no effect")
+    return found
+
+
+def _updates(entry: Entry, tensors: dict[str, torch.Tensor], reading: Reading) -> dict[str, Update]:
+    place = entry.place
+    assert place is not None  # reading keeps placed entries only
+    if place.swapped:
+        tensors = fused.swap_halves(tensors)
+    if len(place.paths) == 1:
+        return {place.paths[0]: Update(entry.algorithm, tensors)}
+    parts = fused.split(entry.algorithm, tensors, [reading.shapes[path][0] for path in place.paths])
+    return {path: Update(entry.algorithm, part) for path, part in zip(place.paths, parts, strict=True) if part is not None}
+
+
+def _trigger(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    phrase = metadata.get("modelspec.trigger_phrase", "")
+    return tuple(word.strip() for word in phrase.split(",") if word.strip())
+
+
+def _refused_broken(where: Path, broken: Mapping[str, str]) -> InputError:
+    shown = "; ".join(f"{stem}: {why}" for stem, why in list(broken.items())[:3])
+    return InputError(
+        f"{len(broken)} modules hold numbers that are not finite ({shown})", where=where, expected="finite tensors",
+        advice="train it again with a lower learning rate, or load it without these modules (drop_broken)",
+    )  # fmt: skip

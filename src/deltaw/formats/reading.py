@@ -1,0 +1,213 @@
+"""From a file's header to what its keys mean, before any tensor is read and without a tensor library.
+
+Each key is split by the first dialect that knows its form; the family and variant are those whose
+dictionary of names explains most keys, by shape first, by name second.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltaw import adapters, families
+from deltaw.errors import InputError
+from deltaw.families import Family, listing
+from deltaw.families.listing import Shapes
+from deltaw.formats.keys import Place, Places
+from deltaw.formats.match import Match
+from deltaw.tensorfile import Header
+
+if TYPE_CHECKING:
+    from deltaw.formats import Dialect
+
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+
+@dataclass
+class Entry:
+    """One named module of a file: its dialect, `algorithm.tensor` to file key, and its place in the base."""
+
+    stem: str
+    dialect: str
+    keys: dict[str, str]
+    place: Place | None = None
+
+    @property
+    def algorithm(self) -> str:
+        """The one algorithm that its tensors belong to; "full" for a bias alone; "a+b" where they disagree."""
+        found = dict.fromkeys(tensor.partition(".")[0] for tensor in self.keys)
+        return "+".join(name for name in found if name) or "full"
+
+    @property
+    def tensors(self) -> dict[str, str]:
+        """Canonical tensor name to file key."""
+        return {tensor.partition(".")[2]: key for tensor, key in self.keys.items()}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a file holds: its family, the network it fits, the usable entries, and what became of the rest."""
+
+    family: Family
+    shapes: Shapes
+    entries: tuple[Entry, ...]
+    match: Match
+
+
+def resolve(header: Header, dialects: Sequence[Dialect], where: Path, shapes: Shapes | None = None) -> Reading:
+    """Gives every key of a header its meaning.
+
+    Args:
+        header: of the file.
+        dialects: in the order in which they are asked.
+        where: the file, for messages.
+        shapes: canonical path to weight shape of the base that is meant; without it, the best of all known.
+
+    Raises:
+        InputError: no key names a module of the base.
+    """
+    entries, unsplit = _split(header, dialects)
+    in_play = [dialect for dialect in dialects if any(entry.dialect == dialect.NAME for entry in entries)]
+    choices = []
+    for family, variant, listed in _candidates(shapes):
+        places = {d.NAME: d.places(family, listed, header.metadata) for d in in_play}
+        choices.append((_score(entries, places, header, listed), family, variant, listed, places))
+    (by_shape, by_name), family, variant, listed, places = max(choices, key=lambda choice: choice[0])
+    for entry in entries:
+        entry.place = places[entry.dialect].get(entry.stem)
+    usable, match = _judge(entries, unsplit, header, family, variant, listed)
+    if not usable:
+        raise _nothing_matches(where, header, entries, match, by_name if not by_shape else 0)
+    return Reading(family, listed, tuple(usable), match)
+
+
+def _split(header: Header, dialects: Sequence[Dialect]) -> tuple[list[Entry], list[str]]:
+    entries: dict[tuple[str, str], Entry] = {}
+    unsplit: list[str] = []
+    for key in header.tensors:
+        for dialect in dialects:
+            if (parts := dialect.split(key)) is not None:
+                stem, tensor = parts
+                entries.setdefault((dialect.NAME, stem), Entry(stem, dialect.NAME, {})).keys[tensor] = key
+                break
+        else:
+            unsplit.append(key)
+    return list(entries.values()), unsplit
+
+
+def _candidates(shapes: Shapes | None) -> Iterable[tuple[Family, str, Shapes]]:
+    if shapes is not None:
+        yield family_of(shapes), "", shapes
+        return
+    for family in families.ALL:
+        for variant in family.variants:
+            yield family, variant, listing.modules(variant)
+
+
+def family_of(shapes: Shapes) -> Family:
+    """The family that a base of these shapes belongs to: most names and dimensions in common.
+
+    Raises:
+        InputError: the base's modules are no known family's.
+    """
+
+    def in_common(family: Family) -> tuple[int, int]:
+        listed = listing.modules(family.variants[0])
+        same = [path for path in shapes if path in listed and len(shapes[path]) == len(listed[path])]
+        return len(same), sum(shapes[path] == listed[path] for path in same)
+
+    best = max(families.ALL, key=in_common)
+    if not in_common(best)[0]:
+        raise InputError("the base is of no family that DeltaW knows", expected=", ".join(f.title for f in families.ALL))
+    return best
+
+
+def _score(entries: list[Entry], places: Mapping[str, Places], header: Header, shapes: Shapes) -> tuple[int, int]:
+    """How many entries fit by shape and how many by name."""
+    n_shape = n_name = 0
+    for entry in entries:
+        if (place := places[entry.dialect].get(entry.stem)) is not None:
+            n_name += 1
+            n_shape += not _problem(entry, header, place.shape(shapes))
+    return n_shape, n_name
+
+
+def _problem(entry: Entry, header: Header, shape: tuple[int, ...]) -> str:
+    """Why an entry cannot change a weight of `shape`, or "" if it can."""
+    tensors = entry.tensors
+    if entry.algorithm not in {algorithm.NAME for algorithm in adapters.ALL}:
+        return ""  # judged by name later: it is not a matter of shape
+    algorithm = adapters.named(entry.algorithm)
+    if any(name not in tensors for name in algorithm.TENSORS):
+        return ""
+    return algorithm.fits({name: header.tensors[key].shape for name, key in tensors.items()}, shape)
+
+
+def _judge(
+    entries: list[Entry], unsplit: list[str], header: Header, family: Family, variant: str, shapes: Shapes
+) -> tuple[list[Entry], Match]:
+    usable: dict[tuple[str, ...], Entry] = {}
+    unmatched = dict.fromkeys(unsplit, "no dialect writes such a key")
+    mismatched: dict[str, str] = {}
+    ignored: dict[str, str] = {}
+    for entry in entries:
+        if entry.place is None:
+            unmatched.update(dict.fromkeys(entry.keys.values(), f"{family.title} has no such module"))
+        elif reason := _unusable(entry, header):
+            ignored.update(dict.fromkeys(entry.keys.values(), reason))
+        elif problem := _problem(entry, header, entry.place.shape(shapes)):
+            mismatched[entry.stem] = problem
+        elif entry.place.paths in usable:
+            ignored.update(dict.fromkeys(entry.keys.values(), f"the same module as {usable[entry.place.paths].stem}"))
+        else:
+            usable[entry.place.paths] = entry
+    match = Match(
+        family=family.name, variant=variant, dialects=dict(Counter(e.dialect for e in entries for _ in e.keys)),
+        matched=tuple(path for paths in usable for path in paths),
+        unmatched=unmatched, mismatched=mismatched, ignored=ignored,
+        notes=(f"{header.extra_bytes} bytes after the last tensor are no part of it",) if header.extra_bytes else (),
+    )  # fmt: skip
+    return list(usable.values()), match
+
+
+def _unusable(entry: Entry, header: Header) -> str:
+    """Why an entry is understood and still cannot be used, or ""."""
+    if entry.algorithm not in {algorithm.NAME for algorithm in adapters.ALL}:
+        return f"{entry.algorithm} is not supported"
+    tensors = entry.tensors
+    algorithm = adapters.named(entry.algorithm)
+    if missing := [name for name in algorithm.TENSORS if name not in tensors]:
+        return f"{' and '.join(missing)} missing beside {' and '.join(tensors)}"
+    if unknown := [name for name in tensors if name not in (*algorithm.TENSORS, *algorithm.OPTIONAL, *adapters.COMMON)]:
+        return f"{algorithm.NAME} has no {' and '.join(unknown)}"
+    for name, key in tensors.items():
+        dtype = header.tensors[key].dtype
+        if dtype not in FLOATS and name not in ("alpha", "on_input"):
+            return f"{name} is {dtype}, which needs a scale that the file does not carry"
+    return ""
+
+
+def _nothing_matches(where: Path, header: Header, entries: list[Entry], match: Match, n_named: int) -> InputError:
+    names = list(header.tensors)
+    if not names:
+        return InputError("the file holds no tensors", where=where, expected="a LoRA", advice="check what was saved")
+    if n_named and match.mismatched:
+        stem, problem = next(iter(match.mismatched.items()))
+        return InputError(
+            f"its modules are called as {families.named(match.family).title}'s, but none has its shape ({stem}: {problem})",
+            where=where, expected="the base it was trained on", advice="name that base with --base",
+        )  # fmt: skip
+    if match.ignored:
+        key, reason = next(iter(match.ignored.items()))
+        return InputError(f"nothing in it can be used ({key}: {reason})", where=where, expected="a complete LoRA",
+                          advice="download or export it again")  # fmt: skip
+    kind = "ControlNet-LLLite" if names[0].startswith("lllite_") else "LoRA in a known dialect" if entries else ""
+    return InputError(
+        f"no key names a module of a known base ({len(names)} keys, the first is {names[0]!r})"
+        if kind != "ControlNet-LLLite" else "this is a ControlNet-LLLite, not a LoRA",
+        where=where, expected="a LoRA for " + ", ".join(family.title for family in families.ALL),
+        advice="check which base and tool it was made with; `deltaw inspect` lists its keys",
+    )  # fmt: skip

@@ -1,0 +1,162 @@
+"""From a `Delta` to a file in a dialect, or a refusal that names what the dialect cannot hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltaw import families, tensorfile
+from deltaw.delta import Delta
+from deltaw.errors import DeltawError, InputError, refuse_all
+from deltaw.families import Family, listing
+from deltaw.families.listing import Shapes
+from deltaw.formats import alphas, fused
+from deltaw.formats.keys import Place
+from deltaw.formats.source import CONFIG, DIFFUSERS_CONFIG, ROOT, WEIGHTS
+
+if TYPE_CHECKING:
+    import torch
+
+    from deltaw.formats import Dialect
+
+Tensors = dict[str, "torch.Tensor"]
+
+
+def pack(delta: Delta, dialect: Dialect, where: str | Path) -> tuple[Tensors, dict[str, str]]:
+    """The file's tensors and metadata.
+
+    Raises:
+        InputError: the dialect cannot hold this change; every reason is named.
+    """
+    family = families.named(delta.family)
+    shapes = base_shapes(delta, family)
+    places = dialect.names(family, shapes)
+    stems = {path: (stem, place) for stem, place in places.items() for path in place.paths}
+    problems: list[DeltawError] = [_refusal(dialect, path, where) for path in delta.updates if path not in stems]
+    tensors: Tensors = {}
+    kept: dict[str, dict[str, torch.Tensor]] = {}
+    for stem, place in dict(stems[path] for path in delta.updates if path in stems).items():
+        try:
+            algorithm, named = _joined(delta, place, shapes)
+            if algorithm not in dialect.ALGORITHMS:
+                raise ValueError(f"it has no keys for {algorithm}")
+            kept[stem] = named = _as_kept(dialect, named)
+            for name, tensor in named.items():
+                tensors[dialect.key(stem, f"{algorithm}.{name}", len(place.shape(shapes)))] = tensor
+        except (ValueError, KeyError) as error:
+            reason = f"it has no key for {error.args[0]}" if isinstance(error, KeyError) else str(error)
+            problems.append(_refusal(dialect, place.paths[0], where, reason))
+    refuse_all(f"the dialect {dialect.NAME} cannot hold this change", problems[:10])
+    metadata = {**delta.metadata, **_trigger(delta)}
+    if dialect.ALPHA_IN_FILE is False:
+        metadata |= _configuration(delta, dialect)
+    return tensors, metadata
+
+
+def write(delta: Delta, dialect: Dialect, path: str | Path) -> int:
+    """Writes the file (or PEFT's folder) and returns its size in bytes."""
+    tensors, metadata = pack(delta, dialect, path)
+    if dialect.NAME != "peft":
+        return tensorfile.write(path, tensors, metadata)
+    configs = _by_component(json.loads(metadata.pop(DIFFUSERS_CONFIG)))
+    n_bytes = 0
+    for component, config in configs.items():
+        folder = Path(path) / component if len(configs) > 1 else Path(path)
+        root = f"{ROOT}{component}."
+        own = {ROOT + key.removeprefix(root): tensor for key, tensor in tensors.items() if key.startswith(root)}
+        note = {"deltaw.component": component} if len(configs) == 1 else {}
+        n_bytes += tensorfile.write(folder / WEIGHTS, own, {**metadata, **note})
+        n_bytes += tensorfile.write_text(folder / CONFIG, json.dumps({"peft_type": "LORA", **config}, indent=2))
+    return n_bytes
+
+
+def base_shapes(delta: Delta, family: Family) -> Shapes:
+    """The listing of the family's network that the change fits best, with the change's own modules."""
+    variants = [listing.modules(variant) for variant in family.variants]
+
+    def fit(listed: Shapes) -> tuple[int, int]:
+        own = [(path, n_rows(update.tensors)) for path, update in delta.updates.items() if path in listed]
+        return sum(listed[path][0] == n for path, n in own), len(own)
+
+    return max(variants, key=fit)
+
+
+def n_rows(tensors: Mapping[str, torch.Tensor]) -> int:
+    """The rows of the weight that an update of LoRA's or full's kind changes; 0 where it does not say."""
+    return next((tensors[name].shape[0] for name in ("up", "diff", "bias") if name in tensors), 0)
+
+
+def _joined(delta: Delta, place: Place, shapes: Shapes) -> tuple[str, dict[str, torch.Tensor]]:
+    present = {path: delta.updates[path] for path in place.paths if path in delta.updates}
+    algorithms = sorted({update.algorithm for update in present.values()})
+    if len(algorithms) > 1:
+        raise ValueError(f"{' and '.join(algorithms)} do not join into one change of a fused weight")
+    if len(place.paths) == 1:
+        tensors = dict(present[place.paths[0]].tensors)
+    else:
+        parts = [present[path].tensors if path in present else None for path in place.paths]
+        tensors = fused.join(algorithms[0], parts, [shapes[path][0] for path in place.paths])
+    return algorithms[0], fused.swap_halves(tensors) if place.swapped else tensors
+
+
+def _as_kept(dialect: Dialect, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors that go into the file: alphas only where the dialect keeps them there."""
+    alpha = tensors.get("alpha")
+    if dialect.ALPHA_IN_FILE:
+        return tensors
+    if dialect.ALPHA_IN_FILE is None and alpha is not None and float(alpha) != tensors["down"].shape[0]:
+        raise ValueError(f"it has no alpha, and alpha {float(alpha):g} is not the rank {tensors['down'].shape[0]}")
+    if dialect.ALPHA_IN_FILE is None and alpha is not None:
+        raise ValueError("it has no alpha, so that reading it back would not give the same tensors")
+    kept = {name: tensor for name, tensor in tensors.items() if name != "alpha"}
+    if "magnitude" in kept:
+        kept["magnitude"] = _peft_norms(kept["magnitude"])
+    return kept
+
+
+def _peft_norms(norms: torch.Tensor) -> torch.Tensor:
+    """PEFT's shape of DoRA norms: `(out,)` for Linear, `(1, out, 1, 1)` for Conv2d; per output only."""
+    if norms.shape[0] == 1:
+        raise ValueError("its DoRA norms are per output, these are per input")
+    return norms.flatten() if norms.ndim == 2 else norms.reshape(1, -1, 1, 1)
+
+
+def _configuration(delta: Delta, dialect: Dialect) -> dict[str, str]:
+    """The header entries that hold the alphas: a `LoraConfig` a component, and the alphas' dtypes."""
+    packed: dict[str, Any] = {}
+    dtypes: dict[str, str] = {}
+    for component in families.named(delta.family).components:
+        prefix = f"{component.name}."
+        own = {path.removeprefix(prefix): u for path, u in delta.updates.items() if path.startswith(prefix)}
+        if not own:
+            continue
+        ranks = {path: update.tensors["down"].shape[0] for path, update in own.items()}
+        given = {path: update.tensors["alpha"] for path, update in own.items() if "alpha" in update.tensors}
+        numbers = {path: float(given[path]) if path in given else float(rank) for path, rank in ranks.items()}
+        config = alphas.config(ranks, numbers, dora=any("magnitude" in update.tensors for update in own.values()))
+        packed |= {f"{prefix}{key}": value for key, value in config.items()}
+        for path in own:
+            name = str(given[path].dtype).removeprefix("torch.") if path in given else ""
+            if name != "float32":
+                dtypes[f"{prefix}{path}"] = name
+    found = {DIFFUSERS_CONFIG: json.dumps(packed, sort_keys=True)}
+    return {**found, alphas.DTYPES: json.dumps(dtypes)} if dtypes else found
+
+
+def _by_component(packed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    configs: dict[str, dict[str, Any]] = {}
+    for key, value in packed.items():
+        component, _, name = key.partition(".")
+        configs.setdefault(component, {})[name] = value
+    return configs
+
+
+def _trigger(delta: Delta) -> dict[str, str]:
+    return {"modelspec.trigger_phrase": ", ".join(delta.trigger)} if delta.trigger else {}
+
+
+def _refusal(dialect: Dialect, path: str, where: str | Path, reason: str = "it has no name for the module") -> InputError:
+    return InputError(f"{dialect.NAME} cannot hold {path}: {reason}", where=where,
+                      advice="choose another dialect (kohya holds most), or `deltaw convert --to lora` first")  # fmt: skip

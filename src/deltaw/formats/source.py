@@ -1,0 +1,103 @@
+"""Where a LoRA's tensors lie: one file, or a folder of PEFT adapters, seen as one header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltaw.errors import InputError
+from deltaw.families.listing import COMPONENTS
+from deltaw.tensorfile import Header, TensorInfo, read_header
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+ROOT = "base_model.model."
+DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
+DIFFUSERS_CONFIG = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tensors of a LoRA under one header.
+
+    Args:
+        where: what the user gave.
+        header: every key once; its offsets are those in the key's own file.
+        files: key to the file it lies in and its name there.
+        configs: stem prefix to the `LoraConfig` that holds its alphas.
+    """
+
+    where: Path
+    header: Header
+    files: Mapping[str, tuple[Path, str]]
+    configs: Mapping[str, Mapping[str, Any]]
+
+
+def locate(path: str | Path) -> Source:
+    """Finds and opens what a user calls a LoRA: a file, a PEFT folder, or diffusers' folder.
+
+    Raises:
+        InputError: nothing of the kind is there, or a header is broken.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _file(path)
+    if (path / CONFIG).exists():
+        return _adapters(path, {"": path})
+    folders = {component: path / component for component in COMPONENTS if (path / component / CONFIG).exists()}
+    if folders:
+        return _adapters(path, folders)
+    if (path / DIFFUSERS_NAME).exists():
+        return _file(path / DIFFUSERS_NAME)
+    raise InputError("no LoRA is in this folder", where=path, expected=f"{CONFIG} or {DIFFUSERS_NAME}",
+                     advice="give the file itself")  # fmt: skip
+
+
+def _file(path: Path) -> Source:
+    header = read_header(path)
+    packed = _object(header.metadata.get(DIFFUSERS_CONFIG, "{}"), path)
+    configs: dict[str, dict[str, Any]] = {}
+    for key, value in packed.items():
+        component, _, name = key.partition(".")
+        configs.setdefault(f"{component}.", {})[name] = value
+    return Source(path, header, {key: (path, key) for key in header.tensors}, configs)
+
+
+def _adapters(where: Path, folders: Mapping[str, Path]) -> Source:
+    tensors: dict[str, TensorInfo] = {}
+    files: dict[str, tuple[Path, str]] = {}
+    configs: dict[str, dict[str, Any]] = {}
+    metadata: dict[str, str] = {}
+    for component, folder in folders.items():
+        configs[f"{ROOT}{component}."[: None if component else -1]] = _config(folder / CONFIG)
+        header = read_header(folder / WEIGHTS)
+        metadata.update(header.metadata)
+        for key, info in header.tensors.items():
+            name = f"{ROOT}{component}.{key.removeprefix(ROOT)}" if component else key
+            tensors[name], files[name] = info, (folder / WEIGHTS, key)
+    return Source(where, Header(tensors, metadata, 0), files, configs)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("the adapter's configuration cannot be read", where=path) from error
+    config = _object(text, path)
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise InputError(f"PEFT's {kind} is not supported", where=path, expected="LORA", advice="convert it where it was made")
+    return config
+
+
+def _object(text: str, where: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"the adapter's configuration is not valid JSON ({error})", where=where) from error
+    if not isinstance(found, dict):
+        raise InputError("the adapter's configuration is not an object", where=where)
+    return found

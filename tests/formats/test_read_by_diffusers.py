@@ -1,0 +1,74 @@
+"""The files that we write, read by unmodified diffusers on the bundled base: W + ΔW, also with alpha ≠ rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltaw import formats
+from deltaw.adapters import lora
+from deltaw.delta import Delta
+from deltaw.families import listing
+from tests.formats import made
+
+BASE = Path(formats.__file__).parents[1] / "zoo" / "emoji"
+STRENGTH = 0.5
+
+
+def pipeline():
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(BASE, torch_dtype=torch.float32, local_files_only=True)
+
+
+def varied(dialect: str) -> Delta:
+    """Attention of both networks and some convolutions, with ranks and alphas that differ by module.
+
+    Of a kohya file, diffusers 0.42 with transformers 5 takes one alpha for the whole text encoder (its pattern
+    keeps `text_model.`, the network has lost it), so there the text encoder has one.
+    """
+    shapes = listing.modules("emoji")
+    kinds = (".to_q", ".to_out.0", ".q_proj", ".v_proj", ".out_proj", ".fc1", ".proj_in", ".conv1")
+    paths = [path for path in shapes if path.endswith(kinds)]
+    one_alpha = [path for path in paths if dialect == "kohya" and path.startswith("text_encoder")]
+    second = [path for path in paths if path not in one_alpha][1::2]
+    few = made.delta("sd1", "emoji", rank=4, alpha=1.0, among=paths, dtype=torch.float32)
+    more = made.delta("sd1", "emoji", rank=2, alpha=3.0, among=second, dtype=torch.float32, seed=1)
+    return Delta("sd1", {**few.updates, **more.updates})
+
+
+def outputs(pipe) -> list[torch.Tensor]:
+    """Text embeddings and a noise prediction for fixed inputs."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        ids = torch.randint(0, 4000, (1, 77), generator=generator)
+        text = pipe.text_encoder(ids)[0]
+        x = torch.randn(1, 8, 16, 16, generator=generator)
+        return [text, pipe.unet(x, 500, encoder_hidden_states=text).sample]
+
+
+def by_hand(pipe, delta: Delta, strength: float) -> None:
+    """Adds strength · ΔW to the pipeline's own weights."""
+    for path, update in delta.updates.items():
+        component, _, rest = path.partition(".")
+        network = getattr(pipe, component)
+        if not hasattr(network, "text_model"):
+            rest = rest.removeprefix("text_model.")
+        weight = network.get_submodule(rest).weight
+        weight.data += strength * lora.delta(update.tensors, tuple(weight.shape))
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' and peft's own
+@pytest.mark.parametrize("dialect", ["diffusers", "kohya"])
+def test_diffusers_applies_exactly_our_change(dialect: str, tmp_path: Path) -> None:
+    delta = varied(dialect)
+    formats.save(delta, tmp_path / "x.safetensors", dialect)
+    plain, loaded, added = outputs(pipeline()), pipeline(), pipeline()
+    loaded.load_lora_weights(str(tmp_path), weight_name="x.safetensors", adapter_name="x")
+    loaded.set_adapters(["x"], [STRENGTH])
+    by_hand(added, delta, STRENGTH)
+    for a, b, before in zip(outputs(loaded), outputs(added), plain, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * max(1.0, float(b.abs().max()))
+        assert (b - before).abs().max() > 1e-2
