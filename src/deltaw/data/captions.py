@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from deltaw.data.image import reading
+from deltaw.data.decode import reading
 from deltaw.data.walk import shown
 from deltaw.errors import InputError, UsageError
 

@@ -66,7 +66,7 @@ def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         alpha = image.getchannel("A")
     if image.mode == "1":
         image = image.convert("L")
-    elif image.mode not in ("L", "CMYK", "LAB"):
+    elif image.mode not in ("RGB", "L", "CMYK", "LAB"):
         image = image.convert("RGB")
     return image, alpha
 
@@ -81,7 +81,7 @@ def _to_rgb(image: Image.Image, icc: bytes | None, notes: list[str]) -> Image.Im
         return _transformed(image, lab)
     if image.mode == "CMYK":
         notes.append("CMYK without a usable colour profile: colours are approximate")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _through_profile(image: Image.Image, icc: bytes, notes: list[str]) -> Image.Image | None:
@@ -97,7 +97,7 @@ def _through_profile(image: Image.Image, icc: bytes, notes: list[str]) -> Image.
             notes.append(f"its colour profile is for {space}, not for its pixels: taken as sRGB")
             return None
         if name.lower().startswith("srgb"):
-            return image.convert("RGB")
+            return image if image.mode == "RGB" else image.convert("RGB")
         converted = _transformed(image, ImageCms.ImageCmsProfile(parsed))
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         notes.append("its colour profile is damaged: taken as sRGB")

@@ -5,14 +5,16 @@ The folder is only read. No naming ritual, no list of extensions: what a file is
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw.data import metadata
 from deltaw.data.captions import SUFFIXES, Captions, key, sidecar_keys, sidecars
-from deltaw.data.image import Decoded, decode, peek
+from deltaw.data.decode import Decoded, decode, peek, strict
 from deltaw.data.walk import MOST_LISTED, Found, Skipped, listed, printable, shown, walk
 from deltaw.errors import InputError
 from deltaw.events import Phase, Tell, Tick, silent
@@ -23,6 +25,8 @@ PICTURE_SUFFIXES = frozenset({
     ".rw2", ".raf",
 })  # fmt: skip
 """Names that promise a picture: such a file is reported when it is none. Others may still be pictures."""
+MAX_THREADS = 4
+"""Each may hold a picture of `decode.MAX_PIXELS` in memory."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,7 @@ def scan(
     pictures: list[Picture] = []
     others: list[str] = []
     tell(Phase("reading pictures", len(candidates), "files"))
-    for n_done, path in enumerate(candidates, start=1):
-        outcome = _examine(path, root, captions)
+    for n_done, (path, outcome) in enumerate(_examined(candidates, root, captions), start=1):
         if isinstance(outcome, Picture):
             pictures.append(outcome)
         elif outcome is not None:
@@ -150,6 +153,16 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
+def _examined(paths: list[Path], root: Path, captions: Captions) -> Iterator[tuple[Path, Picture | Skipped | None]]:
+    """Each path with its fate, in order; decoded on a few threads, since Pillow decodes outside Python's lock."""
+    pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="pictures")
+    try:
+        with strict():
+            yield from zip(paths, pool.map(lambda path: _examine(path, root, captions), paths), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _examine(path: Path, root: Path, captions: Captions) -> Picture | Skipped | None:
     """A file's fate: used, skipped with a reason, or (None) no picture and not named like one."""
     try:
@@ -161,8 +174,13 @@ def _examine(path: Path, root: Path, captions: Captions) -> Picture | Skipped | 
         decoded = decode(path)
         caption = captions.of(_name(path, root))
     except InputError as error:
-        return Skipped(path, shown(path, root), f"{error.what} ({error.advice})" if error.advice else error.what)
+        return Skipped(path, shown(path, root), _reason(error))
     return _picture(path, root, decoded, caption.text, caption.source, caption.notes)
+
+
+def _reason(error: InputError) -> str:
+    expected = f", expected {error.expected}" if error.expected else ""
+    return f"{error.what}{expected}; {error.advice}" if error.advice else error.what + expected
 
 
 def _picture(path: Path, root: Path, decoded: Decoded, text: str, source: str, notes: tuple[str, ...]) -> Picture:
