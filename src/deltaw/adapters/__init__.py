@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from deltaw.adapters import lora
+from deltaw.adapters import dora, full, glora, ia3, loha, lokr, lora, oft
 
 if TYPE_CHECKING:
     import torch
@@ -43,11 +43,41 @@ class Algorithm(Protocol):
         ...
 
 
-ALL: tuple[Algorithm, ...] = (lora,)
+ALL: tuple[Algorithm, ...] = (lora, loha, lokr, ia3, oft, glora, full)
 """Every algorithm, in the order in which files are matched."""
 
 COMMON = ("alpha", "magnitude", "bias")
 """Tensors that go with any algorithm: the scale's numerator, DoRA's norms, the change of the bias."""
+
+
+NEED_BASE = ("ia3", "oft", "glora")
+"""Algorithms whose ΔW depends on W; DoRA norms make any other do so too."""
+
+
+def needs_base(algorithm: str, tensors: Mapping[str, object]) -> bool:
+    """Whether the ΔW of such an update can only be computed with the base's weight."""
+    return algorithm in NEED_BASE or "magnitude" in tensors
+
+
+def fits(algorithm: str, shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
+    """Why an update with tensors of these shapes cannot change a weight of `shape`, or ""."""
+    if problem := named(algorithm).fits(shapes, shape):
+        return problem
+    return dora.fits(shapes["magnitude"], shape) if "magnitude" in shapes else ""
+
+
+def dense(algorithm: str, tensors: Tensors, shape: tuple[int, ...], base: torch.Tensor | None = None) -> torch.Tensor:
+    """The dense ΔW of any update, DoRA norms included, at least float32.
+
+    Raises:
+        ValueError: it depends on W, and `base` is not given.
+    """
+    change = named(algorithm).delta(tensors, shape, base)
+    if "magnitude" not in tensors:
+        return change
+    if base is None:
+        raise ValueError("DoRA normalises the base's weight, which is not given")
+    return dora.delta(tensors["magnitude"], change, base)
 
 
 def named(name: str) -> Algorithm:

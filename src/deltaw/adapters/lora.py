@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from deltaw.adapters.scaling import by_rank
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,11 +35,8 @@ def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
 
 
 def scale(tensors: Mapping[str, torch.Tensor]) -> float:
-    """alpha / r; a missing alpha means alpha = r, so 1. The only place that divides the two."""
-    rank = tensors["down"].shape[0]
-    if "alpha" not in tensors:
-        return 1.0
-    return float(tensors["alpha"].reshape(())) / rank if rank else 0.0
+    """alpha / r of these tensors."""
+    return by_rank(tensors, tensors["down"].shape[0])
 
 
 def init(shape: tuple[int, ...], rank: int, alpha: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -70,7 +69,9 @@ def factors(tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Te
     return scale(tensors) * up, down.flatten(1)
 
 
-def delta(tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...], base: torch.Tensor | None = None) -> torch.Tensor:
+def delta(
+    tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...], base: torch.Tensor | None = None
+) -> torch.Tensor:
     """(alpha / r) · up · down as a tensor of `shape (out, in[, kh, kw])`, at least float32."""
     up, down = factors(tensors)
     return (up @ down).reshape(shape)

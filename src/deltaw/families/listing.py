@@ -77,5 +77,7 @@ def _is_clip(config: Path) -> bool:
     try:
         described = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError("the component's config cannot be read", where=config, advice="download the base again") from error
+        raise InputError(
+            "the component's config cannot be read", where=config, advice="download the base again"
+        ) from error
     return "CLIP" in "".join(described.get("architectures") or [])

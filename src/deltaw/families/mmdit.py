@@ -53,6 +53,8 @@ def _original(path: str, last: int) -> Original:
     _, number, rest = path.split(".", 2)
     for name, parts in _FUSED.items():
         if rest in parts:
-            return Original(f"joint_blocks.{number}.{name}", tuple(f"transformer_blocks.{number}.{part}" for part in parts))
+            return Original(
+                f"joint_blocks.{number}.{name}", tuple(f"transformer_blocks.{number}.{part}" for part in parts)
+            )
     swapped = int(number) == last and rest == "norm1_context.linear"  # two chunks, as norm_out
     return Original(f"joint_blocks.{number}.{_BLOCK[rest]}", (path,), swapped)

@@ -13,7 +13,18 @@ from deltaw.delta import Delta
 from deltaw.errors import InputError, UsageError
 from deltaw.families import Family
 from deltaw.families.listing import Shapes, shapes_of
-from deltaw.formats import comfy, diffusers, diffusers_old, kohya, kohya_diffusers, loading, peft, reading, saving
+from deltaw.formats import (
+    cloneofsimo,
+    comfy,
+    diffusers,
+    diffusers_old,
+    kohya,
+    kohya_diffusers,
+    loading,
+    peft,
+    reading,
+    saving,
+)
 from deltaw.formats.keys import Places
 from deltaw.formats.match import Match
 from deltaw.formats.reading import Reading
@@ -51,8 +62,13 @@ class Dialect(Protocol):
         """The key of `algorithm.tensor` of a module whose weight has `ndim` dimensions."""
         ...
 
+    @staticmethod
+    def describe(delta: Delta) -> dict[str, str]:
+        """Header entries that the dialect needs beside the tensors."""
+        ...
 
-ALL: tuple[Dialect, ...] = (kohya, kohya_diffusers, diffusers_old, diffusers, peft, comfy)
+
+ALL: tuple[Dialect, ...] = (cloneofsimo, kohya, kohya_diffusers, diffusers_old, diffusers, peft, comfy)
 """Every dialect, in the order in which a key is shown to them."""
 
 
@@ -63,9 +79,11 @@ def named(name: str) -> Dialect:
         UsageError: no dialect is called so.
     """
     for dialect in ALL:
-        if dialect.NAME == name:
+        if name == dialect.NAME:
             return dialect
-    raise UsageError(f"no dialect is called {name!r}", expected=", ".join(d.NAME for d in ALL), advice="choose one of these")
+    raise UsageError(
+        f"no dialect is called {name!r}", expected=", ".join(d.NAME for d in ALL), advice="choose one of these"
+    )
 
 
 def understand(path: str | Path, *, shapes: Shapes | None = None) -> tuple[Source, Reading]:

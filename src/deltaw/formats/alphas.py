@@ -6,11 +6,18 @@ divides alpha by √r instead of r (PEFT `LoraConfig`, Kalajdzievski 2023, arXiv
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
+
+from deltaw import families
+from deltaw.delta import Delta
+
+HEADER = "lora_adapter_metadata"
+"""diffusers' header key for the configurations: JSON with `component.field` keys (`loaders/lora_base.py`)."""
 
 DTYPES = "deltaw.alpha_dtypes"
 """Header key: path to the dtype of its alpha tensor where that is not float32, "" where there was no alpha.
@@ -75,6 +82,28 @@ def config(ranks: Mapping[str, int], alphas: Mapping[str, float], dora: bool = F
         "bias": "none",
         "lora_dropout": 0.0,
     }
+
+
+def in_header(delta: Delta) -> dict[str, str]:
+    """The header entries that hold a LoRA's alphas: a `LoraConfig` a component, and the alphas' dtypes."""
+    packed: dict[str, Any] = {}
+    dtypes: dict[str, str] = {}
+    for component in families.named(delta.family).components:
+        prefix = f"{component.name}."
+        own = {path.removeprefix(prefix): u.tensors for path, u in delta.updates.items() if path.startswith(prefix)}
+        if not own:
+            continue
+        ranks = {path: tensors["down"].shape[0] for path, tensors in own.items()}
+        given = {path: tensors["alpha"] for path, tensors in own.items() if "alpha" in tensors}
+        numbers = {path: float(given[path]) if path in given else float(rank) for path, rank in ranks.items()}
+        fields = config(ranks, numbers, dora=any("magnitude" in tensors for tensors in own.values()))
+        packed |= {f"{prefix}{key}": value for key, value in fields.items()}
+        for path in own:
+            name = str(given[path].dtype).removeprefix("torch.") if path in given else ""
+            if name != "float32":
+                dtypes[f"{prefix}{path}"] = name
+    found = {HEADER: json.dumps(packed, sort_keys=True)}
+    return {**found, DTYPES: json.dumps(dtypes)} if dtypes else found
 
 
 def _as_pattern(path: str) -> str:

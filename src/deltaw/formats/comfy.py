@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from deltaw.delta import Delta
 from deltaw.families import Family
 from deltaw.families.listing import Shapes
 from deltaw.formats import keys, kohya
@@ -42,3 +43,8 @@ def names(family: Family, shapes: Shapes) -> keys.Places:
 def key(stem: str, tensor: str, ndim: int) -> str:
     """The key of a canonical `algorithm.tensor`."""
     return f"{stem}.{_SUFFIX.get(tensor) or kohya.kohya_suffix(tensor, ndim)}"
+
+
+def describe(delta: Delta) -> dict[str, str]:
+    """Nothing: the keys say all."""
+    return {}

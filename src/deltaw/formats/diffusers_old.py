@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from deltaw.delta import Delta
 from deltaw.families import Family
 from deltaw.families.listing import Shapes
 from deltaw.formats import keys
@@ -48,3 +49,8 @@ def key(stem: str, tensor: str, ndim: int) -> str:
         KeyError: the dialect has no key for it.
     """
     return f"{stem}.{_SUFFIX[tensor]}"
+
+
+def describe(delta: Delta) -> dict[str, str]:
+    """Nothing: the keys say all."""
+    return {}

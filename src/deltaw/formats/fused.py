@@ -33,7 +33,9 @@ def swap_halves(tensors: Tensors) -> dict[str, torch.Tensor]:
     import torch
 
     return {
-        name: torch.cat(tensor.chunk(2)[::-1]) if name in ("up", "diff", "bias", "magnitude") and tensor.shape[0] > 1 else tensor
+        name: torch.cat(tensor.chunk(2)[::-1])
+        if name in ("up", "diff", "bias", "magnitude") and tensor.shape[0] > 1
+        else tensor
         for name, tensor in tensors.items()
     }
 

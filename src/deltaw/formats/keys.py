@@ -99,7 +99,9 @@ def original_places(family: Family, shapes: Shapes) -> dict[str, list[tuple[str,
 
 
 def named_places(
-    places: Mapping[str, list[tuple[str, Place]]], prefixes: Mapping[str, Iterable[str]], joined: Callable[[str, str], str]
+    places: Mapping[str, list[tuple[str, Place]]],
+    prefixes: Mapping[str, Iterable[str]],
+    joined: Callable[[str, str], str],
 ) -> dict[str, Place]:
     """Every name in a file, made by `joined(prefix, path)`, with its place.
 

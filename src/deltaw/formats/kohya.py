@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from deltaw.delta import Delta
 from deltaw.families import Family
 from deltaw.families.listing import Shapes
 from deltaw.formats import keys
@@ -49,6 +50,11 @@ def kohya_suffix(tensor: str, ndim: int) -> str:
     if name in ("diff", "bias"):
         return {"diff": ("diff", "w_norm"), "bias": ("diff_b", "b_norm")}[name][ndim == 1]
     return _SUFFIX[tensor] if tensor in _SUFFIX else _SUFFIX[f".{name}"]
+
+
+def describe(delta: Delta) -> dict[str, str]:
+    """Nothing: the keys say all."""
+    return {}
 
 
 _SUFFIX = {tensor: suffix for suffix, tensor in keys.KOHYA_SUFFIXES.items()}

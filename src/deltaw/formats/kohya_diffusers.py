@@ -15,6 +15,7 @@ NAME = "kohya-diffusers"
 ALGORITHMS = kohya.ALGORITHMS
 ALPHA_IN_FILE = True
 key = kohya.key
+describe = kohya.describe
 
 
 def split(key: str) -> None:
@@ -28,7 +29,5 @@ def places(family: Family, shapes: Shapes, metadata: Mapping[str, str]) -> keys.
 
 def names(family: Family, shapes: Shapes) -> keys.Places:
     """The names that are written, one a module."""
-    prefixes = {
-        c.name: ("lora_transformer" if c.name == "transformer" else c.kohya,) for c in family.components
-    }
+    prefixes = {c.name: ("lora_transformer" if c.name == "transformer" else c.kohya,) for c in family.components}
     return keys.named_places(keys.diffusers_places(family, shapes), prefixes, keys.flat)

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from deltaw.delta import Delta, Update
 from deltaw.errors import InputError
-from deltaw.formats import alphas, fused
+from deltaw.formats import alphas, cloneofsimo, fused
 from deltaw.formats.match import Match
 from deltaw.formats.reading import Entry, Reading
-from deltaw.formats.source import DIFFUSERS_CONFIG, Source
+from deltaw.formats.source import Source
 from deltaw.tensorfile import lazy
 
 if TYPE_CHECKING:
     import torch
 
-OWN_METADATA = (DIFFUSERS_CONFIG, alphas.DTYPES, "format")
-"""Header keys that belong to a file's dialect and not to the change in it."""
+_OWN_METADATA = (alphas.HEADER, alphas.DTYPES, "format", "deltaw.component")
 
 
 def build(source: Source, reading: Reading, *, drop_broken: bool) -> tuple[Delta, Match]:
@@ -48,7 +47,7 @@ def build(source: Source, reading: Reading, *, drop_broken: bool) -> tuple[Delta
         raise _refused_broken(source.where, broken)
     match = replace(reading.match, ignored={**reading.match.ignored, **broken}, notes=reading.match.notes + tuple(notes),
                     matched=tuple(updates))  # fmt: skip
-    metadata = {key: value for key, value in source.header.metadata.items() if key not in OWN_METADATA}
+    metadata = {key: value for key, value in source.header.metadata.items() if not _is_dialects(key)}
     return Delta(reading.family.name, updates, _trigger(metadata), metadata), match
 
 
@@ -134,7 +133,14 @@ def _updates(entry: Entry, tensors: dict[str, torch.Tensor], reading: Reading) -
     if len(place.paths) == 1:
         return {place.paths[0]: Update(entry.algorithm, tensors)}
     parts = fused.split(entry.algorithm, tensors, [reading.shapes[path][0] for path in place.paths])
-    return {path: Update(entry.algorithm, part) for path, part in zip(place.paths, parts, strict=True) if part is not None}
+    return {
+        path: Update(entry.algorithm, part) for path, part in zip(place.paths, parts, strict=True) if part is not None
+    }
+
+
+def _is_dialects(key: str) -> bool:
+    """Whether a header entry belongs to the file's dialect and not to the change in it."""
+    return key in _OWN_METADATA or cloneofsimo.is_own(key)
 
 
 def _trigger(metadata: Mapping[str, str]) -> tuple[str, ...]:

@@ -45,7 +45,11 @@ class Match:
     def losses(self, n_most: int = 5) -> list[str]:
         """What is not used and why, at most `n_most` lines a kind."""
         lines: list[str] = []
-        for title, found in (("unmatched", self.unmatched), ("other shape", self.mismatched), ("ignored", self.ignored)):
+        for title, found in (
+            ("unmatched", self.unmatched),
+            ("other shape", self.mismatched),
+            ("ignored", self.ignored),
+        ):
             shown = list(found.items())[:n_most]
             lines += [f"{title}: {name}: {why}" for name, why in shown]
             if len(found) > len(shown):

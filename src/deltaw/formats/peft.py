@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from deltaw.delta import Delta
 from deltaw.families import Family
 from deltaw.families.listing import Shapes
-from deltaw.formats import keys
+from deltaw.formats import alphas, keys
 
 NAME = "peft"
 ALGORITHMS = ("lora",)
@@ -53,3 +54,8 @@ def key(stem: str, tensor: str, ndim: int) -> str:
         KeyError: the dialect has no key for it.
     """
     return f"{stem}.{_SUFFIX[tensor]}"
+
+
+def describe(delta: Delta) -> dict[str, str]:
+    """The alphas as PEFT configurations in the header."""
+    return alphas.in_header(delta)

@@ -74,8 +74,9 @@ def resolve(header: Header, dialects: Sequence[Dialect], where: Path, shapes: Sh
     choices = []
     for family, variant, listed in _candidates(shapes):
         places = {d.NAME: d.places(family, listed, header.metadata) for d in in_play}
-        choices.append((_score(entries, places, header, listed), family, variant, listed, places))
-    (by_shape, by_name), family, variant, listed, places = max(choices, key=lambda choice: choice[0])
+        score = (*_score(entries, places, header, listed), _is_named(family, header.metadata))
+        choices.append((score, family, variant, listed, places))
+    (by_shape, by_name, _), family, variant, listed, places = max(choices, key=lambda choice: choice[0])
     for entry in entries:
         entry.place = places[entry.dialect].get(entry.stem)
     usable, match = _judge(entries, unsplit, header, family, variant, listed)
@@ -121,7 +122,9 @@ def family_of(shapes: Shapes) -> Family:
 
     best = max(families.ALL, key=in_common)
     if not in_common(best)[0]:
-        raise InputError("the base is of no family that DeltaW knows", expected=", ".join(f.title for f in families.ALL))
+        raise InputError(
+            "the base is of no family that DeltaW knows", expected=", ".join(f.title for f in families.ALL)
+        )
     return best
 
 
@@ -135,6 +138,13 @@ def _score(entries: list[Entry], places: Mapping[str, Places], header: Header, s
     return n_shape, n_name
 
 
+def _is_named(family: Family, metadata: Mapping[str, str]) -> bool:
+    """Whether the file says that it is of this family; that only decides where its shapes leave it open."""
+    architecture = metadata.get("modelspec.architecture", "").partition("/")[0]
+    version = metadata.get("ss_base_model_version", "")
+    return architecture == family.architecture or version == family.kohya_version
+
+
 def _problem(entry: Entry, header: Header, shape: tuple[int, ...]) -> str:
     """Why an entry cannot change a weight of `shape`, or "" if it can."""
     tensors = entry.tensors
@@ -143,7 +153,11 @@ def _problem(entry: Entry, header: Header, shape: tuple[int, ...]) -> str:
     algorithm = adapters.named(entry.algorithm)
     if any(name not in tensors for name in algorithm.TENSORS):
         return ""
-    return algorithm.fits({name: header.tensors[key].shape for name, key in tensors.items()}, shape)
+    shapes = {name: header.tensors[key].shape for name, key in tensors.items()}
+    try:
+        return adapters.fits(algorithm.NAME, shapes, shape)
+    except IndexError:  # fewer dimensions than the algorithm's tensors have
+        return f"{algorithm.NAME} tensors of shapes {[list(s) for s in shapes.values()]}"
 
 
 def _judge(

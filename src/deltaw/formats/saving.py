@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltaw import families, tensorfile
-from deltaw.delta import Delta
+from deltaw import adapters, families, tensorfile
+from deltaw.delta import Delta, Update
 from deltaw.errors import DeltawError, InputError, refuse_all
 from deltaw.families import Family, listing
 from deltaw.families.listing import Shapes
 from deltaw.formats import alphas, fused
 from deltaw.formats.keys import Place
-from deltaw.formats.source import CONFIG, DIFFUSERS_CONFIG, ROOT, WEIGHTS
+from deltaw.formats.source import CONFIG, ROOT, WEIGHTS
 
 if TYPE_CHECKING:
     import torch
@@ -49,10 +49,13 @@ def pack(delta: Delta, dialect: Dialect, where: str | Path) -> tuple[Tensors, di
             reason = f"it has no key for {error.args[0]}" if isinstance(error, KeyError) else str(error)
             problems.append(_refusal(dialect, place.paths[0], where, reason))
     refuse_all(f"the dialect {dialect.NAME} cannot hold this change", problems[:10])
-    metadata = {**delta.metadata, **_trigger(delta)}
-    if dialect.ALPHA_IN_FILE is False:
-        metadata |= _configuration(delta, dialect)
-    return tensors, metadata
+    metadata = {"modelspec.architecture": f"{family.architecture}/lora", **delta.metadata, **_trigger(delta)}
+    try:
+        return tensors, {**metadata, **dialect.describe(delta)}
+    except ValueError as error:
+        raise InputError(
+            f"{dialect.NAME} cannot hold this change: {error}", where=where, advice="choose another dialect"
+        ) from error
 
 
 def write(delta: Delta, dialect: Dialect, path: str | Path) -> int:
@@ -60,7 +63,7 @@ def write(delta: Delta, dialect: Dialect, path: str | Path) -> int:
     tensors, metadata = pack(delta, dialect, path)
     if dialect.NAME != "peft":
         return tensorfile.write(path, tensors, metadata)
-    configs = _by_component(json.loads(metadata.pop(DIFFUSERS_CONFIG)))
+    configs = _by_component(json.loads(metadata.pop(alphas.HEADER)))
     n_bytes = 0
     for component, config in configs.items():
         folder = Path(path) / component if len(configs) > 1 else Path(path)
@@ -77,15 +80,15 @@ def base_shapes(delta: Delta, family: Family) -> Shapes:
     variants = [listing.modules(variant) for variant in family.variants]
 
     def fit(listed: Shapes) -> tuple[int, int]:
-        own = [(path, n_rows(update.tensors)) for path, update in delta.updates.items() if path in listed]
-        return sum(listed[path][0] == n for path, n in own), len(own)
+        own = [(update, listed[path]) for path, update in delta.updates.items() if path in listed]
+        return sum(not problem(update, shape) for update, shape in own), len(own)
 
     return max(variants, key=fit)
 
 
-def n_rows(tensors: Mapping[str, torch.Tensor]) -> int:
-    """The rows of the weight that an update of LoRA's or full's kind changes; 0 where it does not say."""
-    return next((tensors[name].shape[0] for name in ("up", "diff", "bias") if name in tensors), 0)
+def problem(update: Update, shape: tuple[int, ...]) -> str:
+    """Why an update cannot change a weight of `shape`, or ""."""
+    return adapters.fits(update.algorithm, {name: tuple(t.shape) for name, t in update.tensors.items()}, shape)
 
 
 def _joined(delta: Delta, place: Place, shapes: Shapes) -> tuple[str, dict[str, torch.Tensor]]:
@@ -123,28 +126,6 @@ def _peft_norms(norms: torch.Tensor) -> torch.Tensor:
     return norms.flatten() if norms.ndim == 2 else norms.reshape(1, -1, 1, 1)
 
 
-def _configuration(delta: Delta, dialect: Dialect) -> dict[str, str]:
-    """The header entries that hold the alphas: a `LoraConfig` a component, and the alphas' dtypes."""
-    packed: dict[str, Any] = {}
-    dtypes: dict[str, str] = {}
-    for component in families.named(delta.family).components:
-        prefix = f"{component.name}."
-        own = {path.removeprefix(prefix): u for path, u in delta.updates.items() if path.startswith(prefix)}
-        if not own:
-            continue
-        ranks = {path: update.tensors["down"].shape[0] for path, update in own.items()}
-        given = {path: update.tensors["alpha"] for path, update in own.items() if "alpha" in update.tensors}
-        numbers = {path: float(given[path]) if path in given else float(rank) for path, rank in ranks.items()}
-        config = alphas.config(ranks, numbers, dora=any("magnitude" in update.tensors for update in own.values()))
-        packed |= {f"{prefix}{key}": value for key, value in config.items()}
-        for path in own:
-            name = str(given[path].dtype).removeprefix("torch.") if path in given else ""
-            if name != "float32":
-                dtypes[f"{prefix}{path}"] = name
-    found = {DIFFUSERS_CONFIG: json.dumps(packed, sort_keys=True)}
-    return {**found, alphas.DTYPES: json.dumps(dtypes)} if dtypes else found
-
-
 def _by_component(packed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     configs: dict[str, dict[str, Any]] = {}
     for key, value in packed.items():
@@ -157,6 +138,8 @@ def _trigger(delta: Delta) -> dict[str, str]:
     return {"modelspec.trigger_phrase": ", ".join(delta.trigger)} if delta.trigger else {}
 
 
-def _refusal(dialect: Dialect, path: str, where: str | Path, reason: str = "it has no name for the module") -> InputError:
+def _refusal(
+    dialect: Dialect, path: str, where: str | Path, reason: str = "it has no name for the module"
+) -> InputError:
     return InputError(f"{dialect.NAME} cannot hold {path}: {reason}", where=where,
                       advice="choose another dialect (kohya holds most), or `deltaw convert --to lora` first")  # fmt: skip

@@ -10,13 +10,13 @@ from typing import Any
 
 from deltaw.errors import InputError
 from deltaw.families.listing import COMPONENTS
+from deltaw.formats import alphas
 from deltaw.tensorfile import Header, TensorInfo, read_header
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 ROOT = "base_model.model."
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
-DIFFUSERS_CONFIG = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def locate(path: str | Path) -> Source:
 
 def _file(path: Path) -> Source:
     header = read_header(path)
-    packed = _object(header.metadata.get(DIFFUSERS_CONFIG, "{}"), path)
+    packed = _object(header.metadata.get(alphas.HEADER, "{}"), path)
     configs: dict[str, dict[str, Any]] = {}
     for key, value in packed.items():
         component, _, name = key.partition(".")
@@ -89,7 +89,9 @@ def _config(path: Path) -> dict[str, Any]:
     config = _object(text, path)
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
-        raise InputError(f"PEFT's {kind} is not supported", where=path, expected="LORA", advice="convert it where it was made")
+        raise InputError(
+            f"PEFT's {kind} is not supported", where=path, expected="LORA", advice="convert it where it was made"
+        )
     return config
 
 

@@ -1,0 +1,69 @@
+"""LoHa: ΔW = (alpha / r) · (w1_a·w1_b) ⊙ (w2_a·w2_b) (Yeh et al. 2023, arXiv 2309.14859; FedPara, arXiv 2108.06098).
+
+Its Tucker form for k×k convolutions has `t1, t2 (r, r, kh, kw)`, `w*_a (r, out)` and `w*_b (r, in)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from deltaw.adapters.scaling import by_rank
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "loha"
+TENSORS = ("w1_a", "w1_b", "w2_a", "w2_b")
+OPTIONAL = ("t1", "t2")
+
+
+def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
+    """Why tensors of these shapes cannot change a weight of `shape`, or "" if they can."""
+    if ("t1" in shapes) != ("t2" in shapes):
+        return "only one of t1 and t2 is there"
+    tucker = "t1" in shapes
+    for half in ("w1", "w2"):
+        a, b = shapes[f"{half}_a"], shapes[f"{half}_b"]
+        if tucker:
+            t = shapes[f"t{half[1]}"]
+            made, ranks_agree = (a[1], b[1] * math.prod(t[2:])), t[:2] == (b[0], a[0])
+        else:
+            made, ranks_agree = (a[0], math.prod(b[1:])), a[1:2] == b[:1]
+        if not ranks_agree:
+            return f"{half}_a {list(a)} and {half}_b {list(b)} do not share a rank"
+        if made != (shape[0], math.prod(shape[1:])):
+            return f"{half} makes {list(made)}, the base's weight is {list(shape)}"
+    return ""
+
+
+def init(shape: tuple[int, ...], rank: int, alpha: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """`w2_a` zero, the others normal, as LyCORIS; a convolution is taken as a matrix (out, in·kh·kw)."""
+    import torch
+
+    n_out, n_in = shape[0], math.prod(shape[1:])
+    return {
+        "w1_a": torch.empty(n_out, rank).normal_(std=0.1, generator=generator),
+        "w1_b": torch.empty(rank, n_in).normal_(std=1.0, generator=generator),
+        "w2_a": torch.zeros(n_out, rank),
+        "w2_b": torch.empty(rank, n_in).normal_(std=1.0, generator=generator),
+        "alpha": torch.tensor(float(alpha)),
+    }
+
+
+def delta(
+    tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...], base: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The Hadamard product of the two low-rank matrices as a tensor of `shape`, at least float32."""
+    return by_rank(tensors, tensors["w1_b"].shape[0]) * (_half(tensors, "1") * _half(tensors, "2")).reshape(shape)
+
+
+def _half(tensors: Mapping[str, torch.Tensor], number: str) -> torch.Tensor:
+    import torch
+
+    a, b = tensors[f"w{number}_a"], tensors[f"w{number}_b"]
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    if (t := tensors.get(f"t{number}")) is None:
+        return a.to(dtype) @ b.to(dtype).flatten(1)
+    return torch.einsum("ijkl,jr,ip->prkl", t.to(dtype), b.to(dtype), a.to(dtype)).flatten(1)

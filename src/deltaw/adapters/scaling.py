@@ -1,0 +1,16 @@
+"""The scale of a low-rank change: alpha / r. Computed here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def by_rank(tensors: Mapping[str, torch.Tensor], rank: int) -> float:
+    """alpha / r; a missing alpha means alpha = r, so 1; without a rank there is nothing to scale, so 0."""
+    if "alpha" not in tensors:
+        return 1.0
+    return float(tensors["alpha"].reshape(())) / rank if rank else 0.0

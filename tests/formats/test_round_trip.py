@@ -1,0 +1,107 @@
+"""`load(save(d)) == d`, bit for bit, for every family × algorithm × dialect, or a refusal that names the dialect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltaw import adapters, formats
+from deltaw.delta import Delta, Update
+from deltaw.errors import InputError, ManyErrors
+from deltaw.families import listing
+from tests.formats import made
+
+LORAS = Path(__file__).parents[3] / "shared" / "loras"
+
+
+def of_algorithm(name: str, family: str, variant: str) -> Delta:
+    """A change of a few unfused modules by any algorithm, nothing left at zero."""
+    shapes = listing.modules(variant)
+    ends = (".to_out.0", ".ff.net.2", ".out_proj", ".conv2", ".proj_out", ".attn.to_out.0")
+    generator = torch.Generator().manual_seed(0)
+    updates: dict[str, Update] = {}
+    for path in [p for p in shapes if p.endswith(ends) and max(shapes[p]) <= 3072][:8]:
+        tensors = adapters.named(name).init(shapes[path], 2, 1.5, generator)
+        tensors = {n: torch.rand(t.shape, generator=generator).half() if t.is_floating_point() and t.ndim else t
+                   for n, t in tensors.items()}  # fmt: skip
+        updates[path] = Update(name, tensors)
+    return Delta(family, updates)
+
+
+def check(delta: Delta, dialect: formats.Dialect, path: Path) -> None:
+    try:
+        formats.save(delta, path, dialect.NAME)
+    except (InputError, ManyErrors) as error:
+        assert dialect.NAME in str(error)
+        return
+    back, match = formats.load(path, strict=True)
+    assert made.same(delta, back) == ""
+    assert set(match.matched) == set(delta.updates)
+
+
+@pytest.mark.parametrize("alpha", [1.5, None], ids=["alpha", "no_alpha"])
+@pytest.mark.parametrize("dialect", formats.ALL, ids=lambda d: d.NAME)
+@pytest.mark.parametrize(("family", "variant"), made.VARIANTS)
+def test_lora(family: str, variant: str, dialect: formats.Dialect, alpha: float | None, tmp_path: Path) -> None:
+    check(made.delta(family, variant, alpha=alpha), dialect, tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("algorithm", [a.NAME for a in adapters.ALL])
+@pytest.mark.parametrize("dialect", formats.ALL, ids=lambda d: d.NAME)
+@pytest.mark.parametrize(("family", "variant"), [v for v in made.VARIANTS if not v[1].startswith("sd35")])
+def test_algorithms(family: str, variant: str, dialect: formats.Dialect, algorithm: str, tmp_path: Path) -> None:
+    check(of_algorithm(algorithm, family, variant), dialect, tmp_path / "x.safetensors")
+
+
+HOLDS_LORA = ("kohya", "kohya-diffusers", "diffusers", "peft", "comfy")
+
+
+@pytest.mark.parametrize("dialect", HOLDS_LORA)
+@pytest.mark.parametrize(("family", "variant"), made.VARIANTS)
+def test_lora_is_held_and_not_refused(family: str, variant: str, dialect: str, tmp_path: Path) -> None:
+    assert formats.save(made.delta(family, variant), tmp_path / "x", dialect) > 0
+
+
+@pytest.mark.skipif(not LORAS.is_dir(), reason="the real file is not part of the repository")
+@pytest.mark.parametrize("dialect", formats.ALL, ids=lambda d: d.NAME)
+def test_a_real_file_goes_through_every_dialect(dialect: formats.Dialect, tmp_path: Path) -> None:
+    real, match = formats.load(LORAS / "analog_svd_rank4.safetensors", strict=True)
+    assert (match.family, match.variant, len(match.matched), match.dialects) == (
+        "sd1",
+        "sd1",
+        192,
+        {"cloneofsimo": 384},
+    )
+    held = real
+    if dialect.NAME == "diffusers-old":  # it has names for the U-Net's attention only
+        held = Delta("sd1", {p: u for p, u in real.updates.items() if p.startswith("unet.") and ".ff." not in p})
+    formats.save(held, tmp_path / "x", dialect.NAME)
+    there, _ = formats.load(tmp_path / "x", strict=True)
+    assert made.same(held, there) == ""
+    if held is real:
+        formats.save(there, tmp_path / "back.safetensors", "cloneofsimo")
+        assert made.same(real, formats.load(tmp_path / "back.safetensors", strict=True)[0]) == ""
+
+
+def test_alphas_keep_value_and_dtype_where_a_configuration_holds_them(tmp_path: Path) -> None:
+    delta = made.delta("sd1", "emoji")
+    kinds = [torch.tensor(3), torch.tensor(0.1, dtype=torch.float16), torch.tensor(1 / 3), None]
+    updates = {}
+    for i, (path, update) in enumerate(delta.updates.items()):
+        tensors = {name: tensor for name, tensor in update.tensors.items() if name != "alpha"}
+        if (alpha := kinds[i % 4]) is not None:
+            tensors["alpha"] = alpha
+        updates[path] = Update("lora", tensors)
+    delta = Delta("sd1", updates)
+    for dialect in ("diffusers", "peft"):
+        formats.save(delta, tmp_path / dialect, dialect)
+        assert made.same(delta, formats.load(tmp_path / dialect)[0]) == ""
+
+
+def test_fused_modules_do_not_triple_the_rank_on_the_way_back(tmp_path: Path) -> None:
+    delta = made.delta("flux1", "flux1", rank=4)
+    formats.save(delta, tmp_path / "k.safetensors", "kohya")
+    back, _ = formats.load(tmp_path / "k.safetensors")
+    assert {u.tensors["down"].shape[0] for u in back.updates.values()} == {4}
