@@ -47,9 +47,9 @@ class Caption:
 
 @dataclass(frozen=True)
 class Captions:
-    """All captions of a folder, by the posix path of a picture below it (see `key`).
+    """All captions of a folder, by the posix path of a picture below it.
 
-    `sidecars` maps the key of a caption file to it, `rows` the key of a picture to its metadata row.
+    `sidecars` finds caption files (see `sidecars`), `rows` the metadata row of a picture by its `key`.
     """
 
     root: Path
@@ -64,7 +64,7 @@ class Captions:
         Raises:
             InputError: its caption file is no text in the encoding that was assumed.
         """
-        found = [self._read(self.sidecars[key]) for key in sidecar_keys(name) if key in self.sidecars]
+        found = [self._read(path) for path in self.files_of(name)]
         if (row := self.rows.get(key(name))) is not None:
             found.append(row)
         told = [caption for caption in found if caption.text]
@@ -74,9 +74,16 @@ class Captions:
         differing = tuple(f"{other} says something else; {told[0].source} is used" for other in others)
         return Caption(told[0].text, told[0].source, told[0].notes + differing)
 
+    def files_of(self, name: str) -> list[Path]:
+        """The caption files of the picture, best first."""
+        path = PurePosixPath(name)
+        names = [f"{stem}{suffix}" for suffix in SUFFIXES for stem in (path, path.with_suffix(""))]
+        found = [self.sidecars.get(name) or self.sidecars.get(key(name)) for name in names]
+        return [path for path in found if path]
+
     def _read(self, path: Path) -> Caption:
         source = shown(path, self.root)
-        return tidy(decode(read_bytes(path), self.encoding, source), source)
+        return tidy(read_text(path, source, self.encoding), source)
 
     def _of_name(self, name: str) -> Caption:
         text = from_name(PurePosixPath(name).name) if self.from_file_names else ""
@@ -91,34 +98,41 @@ def key(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def sidecar_keys(name: str) -> list[str]:
-    """The keys of the caption files that a picture may have, best first."""
-    path = PurePosixPath(name)
-    return [key(f"{stem}{suffix}") for suffix in SUFFIXES for stem in (path, path.with_suffix(""))]
-
-
 def sidecars(files: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    """Caption files by key, from (posix path below the folder, path); `.TXT` is `.txt`, the first of two stays."""
-    found: dict[str, Path] = {}
+    """Caption files from (posix path below the folder, path): by that path, and by its `key` where that is free.
+
+    The suffix counts in lower case: `.TXT` is `.txt`, and the first of two stays.
+    """
+    exact: dict[str, Path] = {}
     for name, path in files:
         pure = PurePosixPath(name)
-        found.setdefault(key(f"{pure.with_suffix('')}{pure.suffix.lower()}"), path)
-    return found
+        exact.setdefault(f"{pure.with_suffix('')}{pure.suffix.lower()}", path)
+    return {**{key(name): path for name, path in exact.items()}, **exact}
 
 
-def read_bytes(path: Path, limit_bytes: int = MAX_CAPTION_BYTES) -> bytes:
-    """The bytes of a caption or metadata file.
+def read_text(path: Path, where: str, encoding: str | None, limit_bytes: int = MAX_CAPTION_BYTES) -> str:
+    """The text of a caption or metadata file, called `where` in messages.
 
     Raises:
-        InputError: unreadable, no regular file, or larger than `limit_bytes`.
+        InputError: unreadable, no regular file, larger than `limit_bytes`, or not text (see `decode`).
     """
-    with reading(path) as file:
+    with reading(path, where) as file:
         raw = file.read(limit_bytes + 1)
     if len(raw) > limit_bytes:
-        raise InputError(
-            "too large for captions", where=path, expected=f"at most {limit_bytes >> 20} MiB", advice="move it away"
-        )
-    return raw
+        limit = f"at most {limit_bytes >> 20} MiB"
+        raise InputError("too large for captions", where=where, expected=limit, advice="move it away")
+    return decode(raw, encoding, where)
+
+
+def require_encoding(encoding: str | None) -> None:
+    """Raises `UsageError` where Python knows no text encoding of this name; None is fine."""
+    try:
+        b"".decode(encoding or "utf-8")
+    except LookupError as error:
+        raise UsageError(
+            f"there is no text encoding {encoding!r}", where="--caption-encoding",
+            expected="cp1252, cp932, gb18030, utf-16-le, …", advice="check the name",
+        ) from error  # fmt: skip
 
 
 def decode(raw: bytes, encoding: str | None, where: str) -> str:
@@ -129,33 +143,26 @@ def decode(raw: bytes, encoding: str | None, where: str) -> str:
 
     Raises:
         InputError: the bytes are no such text; the first bad byte and its offset are named.
-        UsageError: there is no such encoding.
     """
     for mark, name in MARKS:
         if raw.startswith(mark):
             return _decoded(raw[len(mark) :], name, where, len(mark))
-    if encoding is None:
-        if raw.count(0) * 4 > len(raw):
-            raise InputError(
-                "the caption looks like UTF-16 without its mark",
-                where=where,
-                advice="give --caption-encoding utf-16-le",
-            )
-        return _decoded(raw, "utf-8", where, 0)
+    if encoding is None and raw.count(0) * 4 > len(raw):
+        raise InputError(
+            "the text looks like UTF-16 without its mark", where=where, advice="give --caption-encoding utf-16-le"
+        )
+    return _decoded(raw, "utf-8" if encoding is None or _is_utf8(raw) else encoding, where, 0)
+
+
+def _is_utf8(raw: bytes) -> bool:
+    """True where the bytes say so: text of other encodings is seldom valid UTF-8 unless it is all ASCII."""
+    if raw.isascii() or 0 in raw:
+        return False
     try:
-        codecs.lookup(encoding)
-    except LookupError as error:
-        raise UsageError(
-            f"there is no encoding {encoding!r}",
-            where="--caption-encoding",
-            advice="try cp1252, cp932, gb18030 or utf-16-le",
-        ) from error
-    if not raw.isascii() and 0 not in raw:
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            return _decoded(raw, encoding, where, 0)
-    return _decoded(raw, encoding, where, 0)
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _decoded(raw: bytes, encoding: str, where: str, offset: int) -> str:
@@ -164,7 +171,7 @@ def _decoded(raw: bytes, encoding: str, where: str, offset: int) -> str:
     except UnicodeDecodeError as error:
         at = offset + error.start
         raise InputError(
-            f"the caption is not {encoding.upper()}: byte 0x{raw[error.start]:02x} at offset {at}", where=where,
+            f"the text is not {encoding.upper()}: byte 0x{raw[error.start]:02x} at offset {at}", where=where,
             advice="save it as UTF-8, or say what it is: --caption-encoding cp1252 (Western), cp932 (Japanese)",
         ) from error  # fmt: skip
 

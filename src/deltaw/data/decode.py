@@ -81,14 +81,14 @@ def peek(path: str | Path) -> sniff.Kind:
 
 
 @contextlib.contextmanager
-def reading(path: str | Path) -> Iterator[io.BufferedReader]:
-    """The open file. A pipe or device, which could block for ever, is not opened.
+def reading(path: str | Path, where: str = "") -> Iterator[io.BufferedReader]:
+    """The open file, called `where` (else by its path) in messages. A pipe or device, which could block for ever, is not opened.
 
     Raises:
         InputError: missing, unreadable, no regular file, or whatever went wrong while it was open; it
             names the file.
     """
-    where = printable(str(path))
+    where = where or printable(str(path))
     try:
         mode = Path(path).stat().st_mode
         if not stat.S_ISREG(mode):
@@ -195,7 +195,7 @@ def _damage(kind: sniff.Kind, error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return f"the {kind.name} file needs more memory than there is"
     if isinstance(error, UnidentifiedImageError):
-        return f"the {kind.name} file is damaged (its header makes no sense)"
+        return f"the {kind.name} file is damaged or cut off (its decoder refuses it)"
     if "truncated" in str(error).lower():
         return f"the {kind.name} file is cut off ({error})"
     return f"the {kind.name} file is damaged ({str(error) or type(error).__name__})"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw.data import metadata
-from deltaw.data.captions import SUFFIXES, Captions, key, sidecar_keys, sidecars
+from deltaw.data.captions import SUFFIXES, Captions, key, require_encoding, sidecars
 from deltaw.data.decode import Decoded, decode, peek, strict
 from deltaw.data.walk import MOST_LISTED, Found, Skipped, listed, printable, shown, walk
 from deltaw.errors import InputError
@@ -82,7 +82,9 @@ def scan(
 
     Raises:
         InputError: no folder, no picture that can be used, or a metadata file that cannot be read.
+        UsageError: there is no such `caption_encoding`.
     """
+    require_encoding(caption_encoding)
     root = Path(folder)
     _require_folder(root)
     found = walk(root, exclude)
@@ -103,7 +105,7 @@ def scan(
     skipped += _rows_without_picture(root, captions, candidates)
     if not pictures:
         raise _nothing_usable(root, skipped, found.n_ignored + len(others))
-    notes = (*found.notes, *_notes(root, pictures, candidates, texts, others))
+    notes = (*found.notes, *_notes(captions, pictures, candidates, texts, others))
     return Dataset(root, tuple(pictures), tuple(skipped), found.n_ignored + len(others), notes)
 
 
@@ -170,11 +172,14 @@ def _examine(path: Path, root: Path, captions: Captions) -> Picture | Skipped | 
         if not kind.picture:
             if path.suffix.lower() not in PICTURE_SUFFIXES:
                 return None
-            return Skipped(path, shown(path, root), f"no picture: the file is {kind.name} ({kind.advice})")
+            return Skipped(path, shown(path, root), f"this is {kind.name}, no picture; {kind.advice}")
         decoded = decode(path)
-        caption = captions.of(_name(path, root))
     except InputError as error:
         return Skipped(path, shown(path, root), _reason(error))
+    try:
+        caption = captions.of(_name(path, root))
+    except InputError as error:
+        return Skipped(path, shown(path, root), f"its caption {error.where}: {_reason(error)}")
     return _picture(path, root, decoded, caption.text, caption.source, caption.notes)
 
 
@@ -197,18 +202,16 @@ def _rows_without_picture(root: Path, captions: Captions, candidates: list[Path]
 
 
 def _notes(
-    root: Path, pictures: list[Picture], candidates: list[Path], texts: list[Path], others: list[str]
+    captions: Captions, pictures: list[Picture], candidates: list[Path], texts: list[Path], others: list[str]
 ) -> list[str]:
     """What is true of the folder as a whole, each said once."""
-    notes = []
+    root, notes = captions.root, []
     if others:
         notes.append(f"{len(others)} other files are no pictures and were left alone: {listed(others)}")
-    owners = Counter(k for path in candidates for k in sidecar_keys(_name(path, root)))
-    by_key = sidecars((_name(path, root), path) for path in texts)
-    used = {path for k, path in by_key.items() if owners[k]}
-    if lonely := [shown(path, root) for path in texts if path not in used]:
+    n_users = Counter(text for path in candidates for text in captions.files_of(_name(path, root)))
+    if lonely := [shown(text, root) for text in texts if not n_users[text]]:
         notes.append(f"{len(lonely)} caption files belong to no picture: {listed(lonely)}")
-    if shared := [shown(path, root) for k, path in by_key.items() if owners[k] > 1]:
+    if shared := [shown(text, root) for text in texts if n_users[text] > 1]:
         notes.append(f"{len(shared)} caption files serve several pictures each: {listed(shared)}")
     if empty := [picture.name for picture in pictures if not picture.caption]:
         notes.append(f"{len(empty)} pictures have no caption: {listed(empty)}")

@@ -206,7 +206,7 @@ def _pieces(caption: str, trigger: str) -> list[list[str]]:
     """The words between the marks of a caption; the trigger is such a mark."""
     text = caption.lower()
     if trigger:
-        text = text.replace(trigger.lower(), ",")
+        text = re.sub(rf"(?<!\w){re.escape(trigger.lower())}(?!\w)", ",", text)
     return [re.findall(r"[\w'’<>-]+", piece) for piece in re.split(r"[,.;:|()\[\]{}!?\"]+", text)]
 
 

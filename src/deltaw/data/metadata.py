@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from deltaw.data.captions import Caption, decode, key, read_bytes, tidy
+from deltaw.data.captions import Caption, key, read_text, tidy
 from deltaw.data.walk import Skipped, printable, shown
 from deltaw.errors import InputError
 
@@ -37,7 +37,7 @@ def read(path: Path, root: Path, encoding: str | None = None) -> tuple[dict[str,
     base = path.parent.relative_to(root)
     captions: dict[str, Caption] = {}
     skipped: list[Skipped] = []
-    text = decode(read_bytes(path, MAX_TABLE_BYTES), encoding, name)
+    text = read_text(path, name, encoding, MAX_TABLE_BYTES)
     for number, row in _ROWS[path.suffix.lower()](text, name):
         source = f"{name}:{number}"
         try:

@@ -32,8 +32,9 @@ def _foreign(name: str, advice: str) -> Kind:
     return Kind(name, picture=True, advice=advice)
 
 
-UNKNOWN = Kind("of no known kind", advice="look at it: it is no picture")
-EMPTY = Kind("empty", advice=FETCH_AGAIN)
+UNKNOWN = Kind("something unknown", advice="look at it or remove it")
+TEXT = Kind("plain text", advice="rename it, or fetch the picture itself again")
+EMPTY = Kind("an empty file", advice=FETCH_AGAIN)
 HEIC = _decoded("HEIC", "HEIF", f'{SAVE_AS}, or `pip install "deltaw[formats]"` (pillow-heif)')
 AVIF = _decoded("AVIF", "AVIF", advice=f"{SAVE_AS}, or install a Pillow with AVIF")
 JXL = _decoded("JPEG XL", "JXL", advice=f"{SAVE_AS}, or `pip install pillow-jxl-plugin`")
@@ -113,4 +114,5 @@ def _markup(head: bytes) -> Kind:
         return SVG
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
         return HTML
-    return UNKNOWN
+    is_text = not any(byte < 32 and byte not in b"\t\n\r" for byte in head)
+    return TEXT if is_text else UNKNOWN
