@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -28,6 +28,13 @@ MAX_HEADER_BYTES = 100_000_000
 DTYPE_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+_DTYPE_NAMES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+    "uint16": "U16", "uint32": "U32", "uint64": "U64",
 }  # fmt: skip
 
 
@@ -76,7 +83,10 @@ def read_header(path: str | Path) -> Header:
         listing = json.loads(raw, object_pairs_hook=_no_duplicates)
     except ValueError as error:
         raise InputError(
-            f"the header is not valid JSON ({error})", where=path, expected="a safetensors file", advice="download it again"
+            f"the header is not valid JSON ({error})",
+            where=path,
+            expected="a safetensors file",
+            advice="download it again",
         ) from error
     return _checked(path, listing, data_start=8 + n_header, n_data=size - 8 - n_header)
 
@@ -111,7 +121,9 @@ def _not_safetensors(path: Path, size: int, head: bytes, start: bytes) -> InputE
 def _checked(path: Path, listing: dict[str, Any], data_start: int, n_data: int) -> Header:
     metadata = listing.pop("__metadata__", {}) or {}
     if not isinstance(metadata, dict):
-        raise InputError("__metadata__ is not an object", where=path, expected="string to string", advice="repair or drop it")
+        raise InputError(
+            "__metadata__ is not an object", where=path, expected="string to string", advice="repair or drop it"
+        )
     tensors: dict[str, TensorInfo] = {}
     for name, entry in listing.items():
         try:
@@ -121,7 +133,9 @@ def _checked(path: Path, listing: dict[str, Any], data_start: int, n_data: int) 
             raise InputError(f"tensor {name!r} is not described properly ({error!r})", where=path) from error
         width = DTYPE_BYTES.get(info.dtype)
         if width is None:
-            raise InputError(f"tensor {name!r} has the unknown dtype {info.dtype!r}", where=path, advice="convert it to F16 or F32")
+            raise InputError(
+                f"tensor {name!r} has the unknown dtype {info.dtype!r}", where=path, advice="convert it to F16 or F32"
+            )
         if min((begin, *info.shape)) < 0 or end - begin != width * prod(info.shape):
             raise InputError(
                 f"tensor {name!r} says {info.dtype} {list(info.shape)} and {end - begin} bytes, which contradict each other",
@@ -137,7 +151,11 @@ def _extra_bytes(path: Path, tensors: Mapping[str, TensorInfo], n_data: int) -> 
     at = 0
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != at:
-            raise InputError(f"tensor {name!r} begins at byte {info.begin}, {at} was expected", where=path, advice="download it again")
+            raise InputError(
+                f"tensor {name!r} begins at byte {info.begin}, {at} was expected",
+                where=path,
+                advice="download it again",
+            )
         at = info.end
     if at > n_data:
         raise InputError(
@@ -172,15 +190,80 @@ def write(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mappi
 
     The bytes depend on the arguments alone, so equal tensors and metadata give equal files.
     """
-    from safetensors.torch import save_file
+    described = {name: (dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return stream(path, described, lambda name: tensors[name], metadata)
 
-    ready = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+
+def stream(
+    path: str | Path, described: Mapping[str, tuple[str, tuple[int, ...]]],
+    get: Callable[[str], torch.Tensor | memoryview], metadata: Mapping[str, str] | None = None,
+) -> int:  # fmt: skip
+    """Writes a safetensors file tensor by tensor, atomically and verified; returns its size in bytes.
+
+    Args:
+        path: the final name.
+        described: tensor name to its safetensors dtype and shape. Wide dtypes are laid first, so that all are aligned.
+        get: makes a tensor, or its bytes as they are to stand in the file; asked once a name, in the file's order.
+        metadata: strings for the header.
+
+    Raises:
+        DeltawError: the disk is full or cannot be written, or a tensor is not as described.
+    """
+    order = sorted(described, key=lambda name: (-DTYPE_BYTES[described[name][0]], name))
+    head = _head(order, described, metadata or {})
     with replacing(path) as temporary:
-        save_file(ready, temporary, metadata=dict(metadata or {}))
+        with temporary.open("wb") as file:
+            file.write(head)
+            for name in order:
+                _put(file, name, described[name], get(name), path)
         header = read_header(temporary)
-        if {n: i.shape for n, i in header.tensors.items()} != {n: tuple(t.shape) for n, t in ready.items()}:
+        if {name: (i.dtype, i.shape) for name, i in header.tensors.items()} != dict(described) or header.extra_bytes:
             raise DeltawError("the file read back differs from what was written", where=path, advice="check the disk")
     return Path(path).stat().st_size
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """safetensors' name of a torch dtype.
+
+    Raises:
+        DeltawError: the format has none for it.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPE_NAMES:
+        raise DeltawError(f"a safetensors file cannot hold {name}", expected=", ".join(_DTYPE_NAMES))
+    return _DTYPE_NAMES[name]
+
+
+def _head(order: list[str], described: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    listing: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    at = 0
+    for name in order:
+        dtype, shape = described[name]
+        end = at + DTYPE_BYTES[dtype] * prod(shape)
+        listing[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    raw = json.dumps(listing, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def _put(
+    file: IO[bytes],
+    name: str,
+    described: tuple[str, tuple[int, ...]],
+    made: torch.Tensor | memoryview,
+    path: str | Path,
+) -> None:
+    dtype, shape = described
+    if not isinstance(made, memoryview):
+        if (dtype_name(made.dtype), tuple(made.shape)) != described:
+            raise DeltawError(f"{name} is {made.dtype} {tuple(made.shape)}, not {dtype} {shape}", where=path)
+        import torch
+
+        made = memoryview(made.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    if made.nbytes != DTYPE_BYTES[dtype] * prod(shape):
+        raise DeltawError(f"{name} has {made.nbytes} bytes, not those of {dtype} {shape}", where=path)
+    file.write(made)
 
 
 @contextlib.contextmanager
@@ -198,7 +281,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
         os.close(handle)
     except OSError as error:
-        raise DeltawError(f"cannot write here ({error.strerror})", where=path.parent, advice="choose another --out") from error
+        raise DeltawError(
+            f"cannot write here ({error.strerror})", where=path.parent, advice="choose another --out"
+        ) from error
     temporary = Path(name)
     try:
         yield temporary

@@ -31,10 +31,13 @@ def of_algorithm(name: str, family: str, variant: str) -> Delta:
 
 
 def check(delta: Delta, dialect: formats.Dialect, path: Path) -> None:
+    refusal = ""
     try:
         formats.save(delta, path, dialect.NAME)
     except (InputError, ManyErrors) as error:
-        assert dialect.NAME in str(error)
+        refusal = str(error)
+    if refusal:
+        assert dialect.NAME in refusal
         return
     back, match = formats.load(path, strict=True)
     assert made.same(delta, back) == ""

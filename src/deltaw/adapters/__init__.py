@@ -20,12 +20,20 @@ Tensors = Mapping[str, "torch.Tensor"]
 class Algorithm(Protocol):
     """What a module in `adapters/` offers."""
 
-    NAME: str
-    """The name in `Update.algorithm`."""
-    TENSORS: tuple[str, ...]
-    """The canonical tensor names that an update needs."""
-    OPTIONAL: tuple[str, ...]
-    """Those it may have on top, besides `alpha`, `magnitude` (DoRA) and `bias`, which go with any."""
+    @property
+    def NAME(self) -> str:
+        """The name in `Update.algorithm`."""
+        ...
+
+    @property
+    def TENSORS(self) -> tuple[str, ...]:
+        """The canonical tensor names that an update needs."""
+        ...
+
+    @property
+    def OPTIONAL(self) -> tuple[str, ...]:
+        """Those it may have on top, besides `alpha`, `magnitude` (DoRA) and `bias`, which go with any."""
+        ...
 
     @staticmethod
     def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
@@ -64,6 +72,15 @@ def fits(algorithm: str, shapes: Mapping[str, tuple[int, ...]], shape: tuple[int
     if problem := named(algorithm).fits(shapes, shape):
         return problem
     return dora.fits(shapes["magnitude"], shape) if "magnitude" in shapes else ""
+
+
+def factors(algorithm: str, tensors: Tensors, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """ΔW as exact `up (out, k)` and `down (k, in·kh·kw)`, or None where it has none that are thinner than itself."""
+    if "magnitude" in tensors:
+        return None
+    if algorithm == "lora":
+        return lora.factors(tensors)
+    return loha.factors(tensors, shape) if algorithm == "loha" else None
 
 
 def dense(algorithm: str, tensors: Tensors, shape: tuple[int, ...], base: torch.Tensor | None = None) -> torch.Tensor:

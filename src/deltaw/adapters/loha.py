@@ -59,6 +59,23 @@ def delta(
     return by_rank(tensors, tensors["w1_b"].shape[0]) * (_half(tensors, "1") * _half(tensors, "2")).reshape(shape)
 
 
+def factors(tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """ΔW as `up (out, r²)` and `down (r², in·kh·kw)`, exact; None in Tucker form or where that is no saving.
+
+    (A·B) ⊙ (C·D) = (A ∗ C)·(B ∗ D) with ∗ the row-wise and column-wise Khatri-Rao products.
+    """
+    import torch
+
+    rank = tensors["w1_b"].shape[0] * tensors["w2_b"].shape[0]
+    if "t1" in tensors or rank * 2 > min(shape[0], math.prod(shape[1:])):
+        return None
+    dtype = torch.promote_types(tensors["w1_a"].dtype, torch.float32)
+    a, c = tensors["w1_a"].to(dtype), tensors["w2_a"].to(dtype)
+    b, d = tensors["w1_b"].to(dtype).flatten(1), tensors["w2_b"].to(dtype).flatten(1)
+    up = torch.einsum("or,os->ors", a, c).flatten(1) * by_rank(tensors, tensors["w1_b"].shape[0])
+    return up, torch.einsum("ri,si->rsi", b, d).flatten(0, 1)
+
+
 def _half(tensors: Mapping[str, torch.Tensor], number: str) -> torch.Tensor:
     import torch
 

@@ -36,11 +36,20 @@ __all__ = ["ALL", "Dialect", "Match", "load", "named", "save", "shapes_of", "und
 class Dialect(Protocol):
     """What a module in `formats/` offers."""
 
-    NAME: str
-    ALGORITHMS: tuple[str, ...]
-    """The algorithms that it has keys for."""
-    ALPHA_IN_FILE: bool | None
-    """Alphas are tensors of the file (True), in a configuration (False), or cannot be said (None)."""
+    @property
+    def NAME(self) -> str:
+        """What `--dialect` calls it."""
+        ...
+
+    @property
+    def ALGORITHMS(self) -> tuple[str, ...]:
+        """The algorithms that it has keys for."""
+        ...
+
+    @property
+    def ALPHA_IN_FILE(self) -> bool | None:
+        """Alphas are tensors of the file (True), in a configuration (False), or cannot be said (None)."""
+        ...
 
     @staticmethod
     def split(key: str) -> tuple[str, str] | None:

@@ -46,7 +46,7 @@ def key(stem: str, tensor: str, ndim: int) -> str:
 
 def kohya_suffix(tensor: str, ndim: int) -> str:
     """LyCORIS calls the change of a norm `w_norm`/`b_norm` and of any other module `diff`/`diff_b`."""
-    algorithm, _, name = tensor.partition(".")
+    name = tensor.partition(".")[2]
     if name in ("diff", "bias"):
         return {"diff": ("diff", "w_norm"), "bias": ("diff_b", "b_norm")}[name][ndim == 1]
     return _SUFFIX[tensor] if tensor in _SUFFIX else _SUFFIX[f".{name}"]
