@@ -124,7 +124,7 @@ def main() -> None:
     split = data.splits()
     art = data.together(args.data, tuple(args.styles))
     labels = Labels(tuple(sorted({r["id"] for r in art.records})), tuple(args.styles))
-    seen = art.where_record(lambda r: not data.is_validation(r, split))
+    seen = art.where_record(lambda r: not data.is_validation(r, split)).some(args.limit)
     unseen = art.where_record(lambda r: data.is_validation(r, split))
     concept, style = labels.of(seen.records)
     may_flip = torch.tensor([captions.may_flip(r) for r in seen.records])

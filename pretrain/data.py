@@ -32,6 +32,13 @@ class Art:
         keep = [wanted(r) for r in self.records]
         return Art(self.images[np.asarray(keep, bool)], [r for r, k in zip(self.records, keep, strict=True) if k])
 
+    def some(self, n: int | None) -> Art:
+        """At most `n` pictures, spread over all; all of them without `n`."""
+        if n is None or n >= len(self):
+            return self
+        chosen = np.linspace(0, len(self) - 1, n).astype(int)
+        return Art(self.images[chosen], [self.records[i] for i in chosen])
+
 
 def load(folder: Path, style: str) -> Art:
     """One style's pictures and records.

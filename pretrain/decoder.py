@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from pretrain import data, run, sources
+from pretrain import data, networks, run, sources
 
 PLAIN_SHARE = 0.35
 """Of a batch: pictures of the pretraining styles as they are, so that these do not get worse."""
@@ -64,7 +64,7 @@ def decode(vae: AutoencoderKL, x: torch.Tensor) -> torch.Tensor:
 def save(vae: AutoencoderKL, base: Path, out: Path) -> None:
     """Writes the base with the new decoder in fp16; every other file is copied."""
     shutil.copytree(base, out, dirs_exist_ok=True)
-    vae.half().save_pretrained(out / "vae")
+    networks.write_diffusers(vae, out / "vae")
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def main() -> None:
     trained = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
     with np.load(args.lines) as arrays:
         lines = {kind: arrays[kind] for kind in arrays.files}
-    plain = data.pretraining(args.data).images
+    plain = data.pretraining(args.data).some(args.limit).images
     batches = Batches(plain, lines, args.batch, args.seed)
     watch = data.to_tensor(
         np.concatenate([data.load(args.data, s).images[::200][:4] for s in sources.pretraining()])

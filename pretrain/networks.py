@@ -78,7 +78,10 @@ def write_diffusers(
 ) -> None:
     """Configuration and fp16 weights; `weights` replaces the network's own (its average over time)."""
     folder.mkdir(parents=True, exist_ok=True)
-    network.save_config(folder)
+    config = {
+        k: v for k, v in json.loads(network.to_json_string()).items() if k != "_name_or_path"
+    }  # where it once lay
+    tensorfile.write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     tensors = {name: t.half() for name, t in (weights or network.state_dict()).items()}
     tensorfile.write(folder / "diffusion_pytorch_model.safetensors", tensors, {"format": "pt"})
 

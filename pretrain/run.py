@@ -122,6 +122,7 @@ def options(description: str, name: str, *, steps: int, batch: int, lr: float) -
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, default=RUNS / "art", help="rendered art")
     parser.add_argument("--run", type=Path, default=RUNS / name, help="checkpoint and log; an old run there goes on")
+    parser.add_argument("--limit", type=int, help="use only so many pictures, to try a step out")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="end by the clock, if that comes first")
     parser.add_argument("--batch", type=int, default=batch)

@@ -73,9 +73,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     tokenizer = CLIPTokenizer.from_pretrained(args.base / "tokenizer")
     vae = AutoencoderKL.from_pretrained(args.base / "vae", torch_dtype=torch.float32).to(args.device).eval()
-    art = data.pretraining(args.data)
-    if args.batch > len(art):
-        args.batch = len(art)
+    art = data.pretraining(args.data).some(args.limit)
+    args.batch = min(args.batch, len(art))
     z = latents(vae, art.images).to(args.device)
     pairing = Pairing(networks.text_encoder()).to(args.device)
 

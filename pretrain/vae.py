@@ -52,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     vae = networks.vae().to(args.device)
-    images = data.pretraining(args.data, tuple(args.styles)).images
+    images = data.pretraining(args.data, tuple(args.styles)).some(args.limit).images
 
     def step_loss(step: int) -> torch.Tensor:
         random = np.random.default_rng((args.seed, step))
