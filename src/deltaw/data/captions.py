@@ -127,7 +127,7 @@ def read_text(path: Path, where: str, encoding: str | None, limit_bytes: int = M
 def require_encoding(encoding: str | None) -> None:
     """Raises `UsageError` where Python knows no text encoding of this name; None is fine."""
     try:
-        b"".decode(encoding or "utf-8")
+        b"?".decode(encoding or "utf-8", "replace")  # nothing at all would be decoded without a look at the name
     except LookupError as error:
         raise UsageError(
             f"there is no text encoding {encoding!r}", where="--caption-encoding",
@@ -184,9 +184,7 @@ def tidy(text: str, source: str) -> Caption:
     lines = [line.strip() for line in text.replace("\t", " ").splitlines()]
     lines = [line for line in lines if line]
     joined = " ".join(lines)
-    kept = "".join(
-        char for char in joined if unicodedata.category(char) not in ("Cc", "Cs") and char != "\ufeff"
-    ).strip()
+    kept = "".join(char for char in joined if _is_kept(char)).strip()
     notes = []
     if len(lines) > 1:
         notes.append(f"caption: {len(lines)} lines joined")
@@ -195,6 +193,11 @@ def tidy(text: str, source: str) -> Caption:
     if not kept:
         notes.append("caption is empty")
     return Caption(kept, source, tuple(notes))
+
+
+def _is_kept(char: str) -> bool:
+    """False for controls, halves of characters, and the two zero-width spaces (one is a stray byte-order mark)."""
+    return char not in "\u200b\ufeff" and unicodedata.category(char) not in ("Cc", "Cs")
 
 
 def from_name(file_name: str) -> str:

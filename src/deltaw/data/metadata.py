@@ -135,6 +135,8 @@ def _checked(row: object, base: str) -> tuple[str, str]:
 def _confined(target: str, base: str) -> str:
     """The path below the folder; both kinds of slashes are read, since tables travel between systems."""
     path = PurePosixPath(target.replace("\\", "/"))
+    if not path.parts:
+        raise ValueError("the row has no file_name")
     if path.is_absolute() or ".." in path.parts or path.parts[0][1:2] == ":":
         raise ValueError(f"{printable(target)} leads out of the folder")
     return (PurePosixPath(base) / path).as_posix()
