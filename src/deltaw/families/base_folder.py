@@ -1,0 +1,134 @@
+"""A base model's diffusers folder: where it is, what it says of itself, and whether it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltaw import tensorfile
+from deltaw.errors import DeltawError, InputError, refuse_all
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PARTS = ("unet", "vae", "text_encoder")
+"""Parts of a Stable Diffusion folder that hold weights."""
+
+
+@dataclass(frozen=True)
+class BaseFolder:
+    """A checked diffusers folder.
+
+    Args:
+        path: the folder.
+        configs: part name ("unet", "vae", "text_encoder", "scheduler") to its config.
+        recommended: what the base's own `deltaw.toml` recommends, by verb; empty where there is none.
+    """
+
+    path: Path
+    configs: Mapping[str, Mapping[str, Any]]
+    recommended: Mapping[str, Mapping[str, Any]]
+
+    def weights(self, part: str) -> list[Path]:
+        """The safetensors files of a part: one, or the shards that its index names.
+
+        Raises:
+            InputError: none is there, or shards are missing.
+        """
+        folder = self.path / part
+        indexes = sorted(folder.glob("*.safetensors.index.json"))
+        if indexes:
+            shards = sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))
+            missing = [name for name in shards if not (folder / name).is_file()]
+            if missing:
+                raise InputError(f"shards are missing: {', '.join(missing)}", where=folder, advice="download the base again")
+            return [folder / name for name in shards]
+        plain = [f for f in sorted(folder.glob("*.safetensors")) if len(f.suffixes) == 1] or sorted(
+            folder.glob("*.safetensors")
+        )
+        if not plain:
+            pickles = [f.name for f in (*folder.glob("*.bin"), *folder.glob("*.ckpt"))]
+            advice = f"only pickles are there ({pickles[0]}); get the safetensors version" if pickles else "download it again"
+            raise InputError("no safetensors weights", where=folder, expected=f"{part}/*.safetensors", advice=advice)
+        return plain[:1]
+
+    def digest(self, part: str) -> str:
+        """SHA-256 over a part's weight files and config: what a cache of its results depends on."""
+        total = hashlib.sha256(json.dumps(self.configs[part], sort_keys=True).encode())
+        for file in self.weights(part):
+            with file.open("rb") as handle:
+                total.update(hashlib.file_digest(handle, "sha256").digest())
+        return total.hexdigest()
+
+
+def find(base: str) -> Path:
+    """The folder of a base given as a path or as a hub id; a path is never looked up as an id.
+
+    Raises:
+        InputError: it is neither a folder here nor an id that can be had.
+    """
+    path = Path(base).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError("is a file", where=path, expected="a diffusers folder (with model_index.json)")
+    if not HUB_ID.fullmatch(base) or base.startswith("."):
+        raise InputError("no such base", where=base, expected="a diffusers folder, or a hub id such as owner/name")
+    return _from_hub(base)
+
+
+def _from_hub(repo: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["model_index.json", "scheduler/*", "tokenizer/*", *(f"{p}/*.json" for p in PARTS)]
+    wanted += [f"{p}/*.safetensors" for p in PARTS]
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"no folder of that name is here, and the hub did not give it ({type(error).__name__})",
+            where=repo, expected="a diffusers folder, or a hub id that can be reached",
+            advice="check the spelling and the network, or download it and give its folder",
+        ) from error  # fmt: skip
+
+
+def read(path: Path) -> BaseFolder:
+    """Reads and checks a diffusers folder, reporting every problem at once.
+
+    Raises:
+        InputError: or ManyErrors: configs or weights are missing or unreadable.
+    """
+    problems: list[DeltawError] = []
+    if not (path / "model_index.json").is_file():
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
+        raise InputError(
+            "is no diffusers folder: model_index.json is missing", where=path, expected="unet/, vae/, text_encoder/ …",
+            advice=f"found here: {found}",
+        )  # fmt: skip
+    configs: dict[str, Mapping[str, Any]] = {}
+    for part, name in (*((p, "config.json") for p in PARTS), ("scheduler", "scheduler_config.json")):
+        try:
+            configs[part] = json.loads((path / part / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            problems.append(InputError(f"{part}/{name} cannot be read ({error})", where=path, advice="download it again"))
+    folder = BaseFolder(path, configs, _recommended(path))
+    for part in PARTS:
+        try:
+            for file in folder.weights(part):
+                tensorfile.read_header(file)
+        except InputError as error:
+            problems.append(error)
+    refuse_all("the base is not whole", problems)
+    return folder
+
+
+def _recommended(path: Path) -> dict[str, dict[str, Any]]:
+    """What `deltaw.toml` in the folder recommends; a base may carry one, none need to."""
+    from tomllib import loads
+
+    file = path / "deltaw.toml"
+    return loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,0 +1,164 @@
+"""Stable Diffusion 1.x and 2.x: opening, encoding, denoising and drawing with a base.
+
+The one place that knows how a UNet, a CLIP text encoder and an AutoencoderKL belong together.
+Networks, tokenizer, schedulers and the pipeline are those of diffusers and transformers, unmodified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deltaw.diffusion import objective, schedule
+from deltaw.errors import InputError
+from deltaw.families import base_folder
+from deltaw.families.base_folder import BaseFolder
+
+TARGETS = r"attn[12]\.to_(q|k|v|out\.0)$"
+"""Q, K, V and O of every attention layer, as in the LoRA paper and in every peer's default."""
+
+
+class StableDiffusion:
+    """An opened base; networks are loaded when asked for and belong to whoever asked.
+
+    Args:
+        folder: the checked diffusers folder.
+        family: its name in `families.ALL`.
+    """
+
+    def __init__(self, folder: BaseFolder, family: str):
+        self.folder = folder
+        self.family = family
+        unet, vae = folder.configs["unet"], folder.configs["vae"]
+        self.factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        self.resolution_px = int(unet["sample_size"]) * self.factor
+        self.objective = objective.named(folder.configs["scheduler"].get("prediction_type", "epsilon"))
+        self.schedule = schedule.from_alphas_cumprod(self._scheduler().alphas_cumprod)
+        self.targets = TARGETS
+
+    @property
+    def bucket_step_px(self) -> int:
+        """Sides of training pictures are multiples of this: what the UNet can halve without a rest."""
+        return self.factor * 2 ** (len(self.folder.configs["unet"]["block_out_channels"]) - 1)
+
+    def _scheduler(self) -> Any:
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+        return DDIMScheduler.from_pretrained(self.folder.path, subfolder="scheduler", local_files_only=True)
+
+    def image_encoder(self, device: torch.device) -> Callable[[np.ndarray], Tensor]:
+        """Loads the VAE; returns (n, h, w, 3) uint8 -> latents (n, c, h/f, w/f), float32 on the CPU.
+
+        The mean of the posterior is taken: it is what a cache can hold, and its spread is far below
+        the noise that training adds. The VAE runs in float32, since some overflow in float16.
+        """
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        vae = self._load(AutoencoderKL, "vae", device, torch.float32)
+
+        @torch.no_grad()
+        def encode(pictures: np.ndarray) -> Tensor:
+            pixels = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            latents = vae.encode(pixels).latent_dist.mean
+            shift = vae.config.shift_factor or 0.0
+            return ((latents - shift) * vae.config.scaling_factor).cpu()
+
+        return encode
+
+    def tokenizer(self) -> Any:
+        """The CLIP tokenizer of the base."""
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self.folder.path / "tokenizer", local_files_only=True)
+
+    def text_encoder(self, device: torch.device) -> Callable[[Sequence[str]], Tensor]:
+        """Loads tokenizer and text encoder; returns n captions -> (n, n_tok, width), float32 on the CPU."""
+        from transformers import CLIPTextModel
+
+        tokenizer = self.tokenizer()
+        model = self._load(CLIPTextModel, "text_encoder", device, torch.float32)
+
+        @torch.no_grad()
+        def encode(captions: Sequence[str]) -> Tensor:
+            tokens = tokenizer(
+                list(captions), padding="max_length", truncation=True, max_length=tokenizer.model_max_length,
+                return_tensors="pt",
+            )  # fmt: skip
+            return model(tokens.input_ids.to(device))[0].cpu()
+
+        return encode
+
+    def denoiser(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The UNet, frozen and in evaluation mode."""
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        return self._load(UNet2DConditionModel, "unet", device, dtype)
+
+    def denoise(self, unet: nn.Module, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
+        """What the UNet predicts for x (n, c, h, w) at integer times (n,) and text (n, n_tok, width)."""
+        return unet(x, times, encoder_hidden_states=text, return_dict=False)[0]
+
+    def pipeline(self, device: torch.device, dtype: torch.dtype) -> Any:
+        """The whole base as diffusers' own `StableDiffusionPipeline`, without a progress bar of its own."""
+        _quiet()
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+        pipe = StableDiffusionPipeline.from_pretrained(
+            self.folder.path, dtype=dtype, use_safetensors=True, local_files_only=True, safety_checker=None,
+            feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(device)
+
+    def _load(self, kind: Any, part: str, device: torch.device, dtype: torch.dtype) -> Any:
+        _quiet()
+        model = kind.from_pretrained(
+            self.folder.path / part, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+        return model.to(device).eval().requires_grad_(False)
+
+
+def _quiet() -> None:
+    """Leaves progress and hints of the libraries out: DeltaW says itself what it loads, and errors are raised."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def detect(folder: BaseFolder) -> str:
+    """The family's name, "sd1" or "sd2", from the UNet's own config.
+
+    Raises:
+        InputError: it is no Stable Diffusion 1.x/2.x, or a variant that is not trained here.
+    """
+    unet = folder.configs["unet"]
+    kind = unet.get("_class_name")
+    if kind != "UNet2DConditionModel" or unet.get("addition_embed_type"):
+        raise InputError(
+            f"this base is not of a family that can be trained ({kind}, {unet.get('addition_embed_type') or 'no'} "
+            "added embedding)", where=folder.path, expected="Stable Diffusion 1.x or 2.x",
+        )  # fmt: skip
+    if unet["in_channels"] != unet["out_channels"]:
+        raise InputError(
+            f"an inpainting base ({unet['in_channels']} input channels) is not trained here",
+            where=folder.path, expected=f"{unet['out_channels']} input channels", advice="use the plain checkpoint",
+        )  # fmt: skip
+    return "sd2" if unet.get("use_linear_projection") else "sd1"
+
+
+def open_base(base: str | Path) -> StableDiffusion:
+    """Opens a base given as a folder or a hub id.
+
+    Raises:
+        InputError: it cannot be found, is not whole, or is of another family.
+    """
+    folder = base_folder.read(base_folder.find(str(base)))
+    return StableDiffusion(folder, detect(folder))

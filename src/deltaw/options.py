@@ -1,0 +1,175 @@
+"""Every option, declared once: from here come the flags, the TOML keys, the checks and the docs.
+
+A value that the user does not give is None; the plan (or the verb) chooses it and says why.
+Parsing is strict: an unknown key, a wrong type or a value out of range is refused with the
+nearest name, and all mistakes are reported at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+
+from deltaw.errors import DeltawError, InputError, UsageError, refuse_all
+
+AnyPath = Annotated[Path, Strict(False)]
+
+
+def _option(help_text: str, *, visible: bool = False, **limits: Any) -> Any:
+    """An option that the user may leave out. `visible` ones are flags; the others go through --set."""
+    return Field(default=None, description=help_text, json_schema_extra={"visible": visible}, **limits)
+
+
+class TrainOptions(BaseModel):
+    """The options of `deltaw train`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    base: str | None = _option("Base model: a diffusers folder or a hub id. Default: the bundled one.", visible=True)
+    out: AnyPath | None = _option("Result folder. Default: runs/NAME, NAME being the picture folder's.", visible=True)
+    trigger: str | None = _option("Word put before every caption that lacks it; it calls the result up.", visible=True)
+    steps: int | None = _option("Optimizer steps. More learn more, and then learn by heart.", visible=True, ge=1)
+    rank: int | None = _option(
+        "Rank r of ΔW = B·A: the room for what is learnt, and the file size.", visible=True, ge=1
+    )
+    alpha: float | None = _option("ΔW is scaled by alpha / rank. Default: alpha = rank.", visible=True, gt=0)
+    lr: float | None = _option("Peak learning rate. Twice as much learns faster, then breaks.", visible=True, gt=0, le=1)
+    batch: int | None = _option(
+        "Pictures per step. Costs memory in proportion; steadier learning.", visible=True, ge=1
+    )
+    resolution: int | None = _option(
+        "Side of a square picture in pixels; others get its area.", visible=True, ge=32, multiple_of=8
+    )
+    seed: int | None = _option("Seed of everything random; the same one gives the same file.", visible=True, ge=0)
+    dialect: str | None = _option("Key names of the result: kohya (every tool reads it), diffusers, peft.", visible=True)
+    resume: bool | None = _option("Go on with the run in --out where it stopped.", visible=True)
+
+    targets: str | None = _option("Regular expression; modules whose path it is found in get an adapter.")
+    warmup_steps: int | None = _option("Steps over which the rate climbs from 0.", ge=0)
+    schedule: Literal["cosine", "linear", "constant"] | None = _option("How the rate falls after the warm-up.")
+    optimizer: str | None = _option("adamw.")
+    weight_decay: float | None = _option("Decoupled weight decay of the adapter.", ge=0)
+    clip: float | None = _option("Largest gradient norm; 0 does not clip.", ge=0)
+    caption_dropout: float | None = _option("Share of captions replaced by the empty one.", ge=0, lt=1)
+    min_snr_gamma: float | None = _option("min-SNR weighting (arXiv 2303.09556); 0 is off.", ge=0)
+    held_out: int | None = _option("Pictures kept out of training to measure with.", ge=0)
+    snapshots: int | None = _option("How many times the run is saved and judged, the end included.", ge=1)
+    prompts: list[str] | None = _option("Prompts of the contact sheet.", min_length=1)
+    sample_steps: int | None = _option("Denoising steps of the contact sheet.", ge=1)
+    guidance: float | None = _option("Classifier-free guidance of the contact sheet.", ge=0)
+    caption_encoding: str | None = _option("Encoding of caption files that are not UTF-8, e.g. cp1252.")
+    device: str | None = _option("cpu, cuda, cuda:1, mps. Default: the fastest that works.")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = _option("Precision of the frozen base.")
+    save_dtype: Literal["float32", "bfloat16", "float16"] | None = _option("Precision of the written file.")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user gave: the checked options, and where each value came from ("--lr", "my.toml", ...)."""
+
+    options: TrainOptions
+    origin: Mapping[str, str]
+
+
+def fields(model: type[BaseModel], *, visible: bool) -> dict[str, tuple[Any, str]]:
+    """Option name to (type without None, help) for the visible or for the other options."""
+    found = {}
+    for name, info in model.model_fields.items():
+        if bool(typing.cast("dict[str, Any]", info.json_schema_extra)["visible"]) == visible:
+            found[name] = (_without_none(info.annotation), info.description or "")
+    return found
+
+
+def parse(
+    flags: Mapping[str, Any], settings: Sequence[str] = (), config: str | Path | None = None
+) -> Given:
+    """Merges a TOML file, `--set key=value` and flags, the later winning, and checks everything.
+
+    Args:
+        flags: option name to value; strings are read as the option's type, None means not given.
+        settings: `key=value` words.
+        config: path of a TOML file with option names as keys.
+
+    Raises:
+        UsageError: or ManyErrors, one per unknown key, wrong type or value out of range.
+        InputError: the TOML file cannot be read.
+    """
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    problems: list[DeltawError] = []
+    if config is not None:
+        for key, value in read_toml(config).items():
+            values[key], origin[key] = value, str(config)
+    for word in settings:
+        key, equals, text = word.partition("=")
+        if not equals:
+            problems.append(UsageError("--set needs key=value", where=word, advice="e.g. --set clip=0.5"))
+            continue
+        values[key.strip()], origin[key.strip()] = _typed(key.strip(), text), f"--set {key.strip()}"
+    for key, value in flags.items():
+        if value is not None:
+            typed = _typed(key, value) if isinstance(value, str) else value
+            values[key], origin[key] = typed, f"--{key.replace('_', '-')}"
+    try:
+        options = TrainOptions.model_validate(values)
+    except ValidationError as error:
+        problems += [_explained(detail, origin) for detail in error.errors()]
+        options = TrainOptions()
+    refuse_all("several options are wrong", problems)
+    return Given(options, origin)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The table in a TOML file.
+
+    Raises:
+        InputError: the file is missing, unreadable or not TOML (with line and column).
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=path, advice="check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"is not TOML: {error}", where=path, advice="write it as key = value lines") from error
+
+
+def _without_none(annotation: Any) -> Any:
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        kept = [a for a in typing.get_args(annotation) if a is not type(None)]
+        return _without_none(kept[0])
+    return _without_none(typing.get_args(annotation)[0]) if typing.get_origin(annotation) is Annotated else annotation
+
+
+def _typed(name: str, text: str) -> Any:
+    """Text from the command line as the value a TOML file would hold; text for text options."""
+    info = TrainOptions.model_fields.get(name)
+    kind = _without_none(info.annotation) if info else str
+    if kind in (str, Path) or typing.get_origin(kind) is Literal:
+        return text
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explained(detail: Any, origin: Mapping[str, str]) -> UsageError:
+    key = ".".join(str(part) for part in detail["loc"])
+    where = origin.get(str(detail["loc"][0]), key)
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, TrainOptions.model_fields, n=1, cutoff=0.5)
+        advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(TrainOptions.model_fields)}"
+        return UsageError(f"unknown option {key!r}", where=where, advice=advice)
+    info = TrainOptions.model_fields.get(str(detail["loc"][0]))
+    return UsageError(
+        f"{key} = {detail['input']!r} is refused: {detail['msg'].lower()}",
+        where=where,
+        expected=info.description if info else "",
+    )

@@ -1,0 +1,160 @@
+"""How events look: a live display on a terminal, plain lines elsewhere, JSON when asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+
+from deltaw.events import Event, Note, Phase, Saved, Step, Table, Tick, Warn, as_json
+
+PLAIN_EVERY_S = 10.0
+"""How often plain output reports a long phase: often enough to see life, seldom enough for a log."""
+SMOOTHING = 0.95
+
+
+class Display(Protocol):
+    """A listener that must be closed."""
+
+    def __call__(self, event: Event) -> None:
+        """Shows the event."""
+        ...
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        ...
+
+
+def display(*, as_json_lines: bool) -> Display:
+    """The display that suits where the output goes."""
+    if as_json_lines:
+        return Json()
+    return Live(Console()) if sys.stdout.isatty() else Plain(Console(width=160, soft_wrap=True))
+
+
+class Json:
+    """One JSON object a line on standard output."""
+
+    def __call__(self, event: Event) -> None:
+        sys.stdout.write(json.dumps(as_json(event), default=str, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Nothing to undo."""
+
+
+class _Lines:
+    """What both human displays share: notes, warnings, tables, saved files."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.loss: float | None = None
+
+    def show(self, event: Event) -> None:
+        match event:
+            case Note(text):
+                self.console.print(escape(text), highlight=False)
+            case Warn(text):
+                self.console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False)
+            case Saved(path, n_bytes, what):
+                self.console.print(f"[green]saved[/] {escape(path)} ({what}, {size(n_bytes)})", highlight=False)
+            case Table():
+                self.console.print(_table(event))
+            case _:
+                pass
+
+    def smooth(self, loss: float) -> float:
+        """An exponential mean of the loss, for reading a trend out of noise."""
+        self.loss = loss if self.loss is None else SMOOTHING * self.loss + (1 - SMOOTHING) * loss
+        return self.loss
+
+    def step_text(self, event: Step) -> str:
+        left = (event.n_steps - event.step) / event.steps_per_s if event.steps_per_s > 0 else 0.0
+        return (f"loss {self.smooth(event.loss):.4f}  {event.steps_per_s:.2f} steps/s  "
+                f"{duration(left)} left  {event.rss_bytes / 1e9:.1f} GB")  # fmt: skip
+
+
+class Live(_Lines):
+    """A live line with phase, bar, loss, speed, time left and memory; notes scroll above it."""
+
+    def __init__(self, console: Console):
+        super().__init__(console)
+        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"))
+        self.progress = Progress(*columns, TimeRemainingColumn(compact=True), console=console, transient=True)
+        self.progress.start()
+        self.task: TaskID | None = None
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Phase(name, total, _):
+                if self.task is not None:
+                    self.progress.remove_task(self.task)
+                self.task = self.progress.add_task(name, total=total, detail="")
+            case Tick(done, detail) if self.task is not None:
+                self.progress.update(self.task, completed=done, detail=escape(detail[:40]))
+            case Step() if self.task is not None:
+                self.progress.update(self.task, completed=event.step, detail=self.step_text(event))
+            case _:
+                self.show(event)
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+class Plain(_Lines):
+    """Lines for a log: every phase once, then its progress every few seconds."""
+
+    def __init__(self, console: Console):
+        super().__init__(console)
+        self.phase = Phase("")
+        self.said = 0.0
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Phase(name, total, unit):
+                self.phase, self.said = event, time.monotonic()
+                self.console.print(f"{escape(name)}{f' ({total} {unit})' if total else ''} …", highlight=False)
+            case Tick(done, _):
+                if self._due(done):
+                    self.console.print(f"  {done} of {self.phase.total} {self.phase.unit}", highlight=False)
+            case Step():
+                text = self.step_text(event)
+                if self._due(event.step):
+                    self.console.print(f"  step {event.step} of {event.n_steps}  {text}", highlight=False)
+            case _:
+                self.show(event)
+
+    def _due(self, done: int) -> bool:
+        now = time.monotonic()
+        if now - self.said < PLAIN_EVERY_S and done != self.phase.total:
+            return False
+        self.said = now
+        return True
+
+    def close(self) -> None:
+        """Nothing to undo."""
+
+
+def _table(event: Table) -> RichTable:
+    table = RichTable(*event.columns, title=event.title, title_justify="left", box=None, pad_edge=False)
+    for row in event.rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def size(n_bytes: int) -> str:
+    """Bytes as people write them."""
+    return f"{n_bytes / 1e6:.2f} MB" if n_bytes >= 1e5 else f"{n_bytes / 1e3:.1f} kB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss; never negative."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

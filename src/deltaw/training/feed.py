@@ -1,0 +1,96 @@
+"""What a step reads: latents and text embeddings, from the cache or made once and cached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltaw.data import image
+from deltaw.data.cache import Cache, key
+from deltaw.data.folder import Picture
+from deltaw.errors import InputError
+from deltaw.events import Phase, Tell, Tick
+from deltaw.families.sd import StableDiffusion
+
+TEXT_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Everything that training reads, on the CPU.
+
+    Args:
+        latents: per picture (c, h/f, w/f), float32.
+        texts: caption or prompt to (n_tok, width), float32; "" is always there.
+        captions: per picture the caption as trained.
+    """
+
+    latents: Sequence[Tensor]
+    texts: dict[str, Tensor]
+    captions: Sequence[str]
+
+
+def fill(
+    base: StableDiffusion, pictures: Sequence[Picture], sizes_px: Sequence[tuple[int, int]], captions: Sequence[str],
+    device: torch.device, cache: Cache, tell: Tell,
+) -> Feed:  # fmt: skip
+    """Encodes what the cache lacks; each encoder is loaded only if needed and released at once.
+
+    Args:
+        base: the opened base.
+        pictures: the accepted pictures.
+        sizes_px: the bucket (width, height) of each.
+        captions: the caption of each, trigger included.
+        device: where the encoders run.
+        cache: content-addressed, so that a changed picture, caption or encoder is encoded again.
+        tell: listener.
+    """
+    latents = _latents(base, pictures, sizes_px, device, cache, tell)
+    texts = _texts(base, sorted({"", *captions}), device, cache, tell)
+    return Feed(latents, texts, captions)
+
+
+def _latents(
+    base: StableDiffusion, pictures: Sequence[Picture], sizes_px: Sequence[tuple[int, int]], device: torch.device,
+    cache: Cache, tell: Tell,
+) -> list[Tensor]:  # fmt: skip
+    digest = base.folder.digest("vae")
+    keys = [key("latent", digest, p.digest, f"{w}x{h}") for p, (w, h) in zip(pictures, sizes_px, strict=True)]
+    found = [cache.get(name) for name in keys]
+    missing = [i for i, entry in enumerate(found) if entry is None]
+    if missing:
+        tell(Phase("encode pictures", len(missing), "pictures"))
+        encode = base.image_encoder(device)
+        for n, i in enumerate(missing):
+            pixels = image.fit(image.load(pictures[i].path), sizes_px[i])
+            latent = encode(pixels[np.newaxis])[0]
+            if not torch.isfinite(latent).all():
+                raise InputError("the VAE made non-finite latents of this picture", where=pictures[i].name,
+                                 advice="use a VAE that is sound in float32")  # fmt: skip
+            found[i] = {"latent": latent}
+            cache.put(keys[i], {"latent": latent})
+            tell(Tick(n + 1, pictures[i].name))
+    return [entry["latent"] for entry in found if entry is not None]
+
+
+def _texts(
+    base: StableDiffusion, texts: Sequence[str], device: torch.device, cache: Cache, tell: Tell
+) -> dict[str, Tensor]:
+    digest = base.folder.digest("text_encoder")
+    keys = {text: key("text", digest, text) for text in texts}
+    found = {text: cache.get(name) for text, name in keys.items()}
+    missing = [text for text, entry in found.items() if entry is None]
+    if missing:
+        tell(Phase("encode captions", len(missing), "captions"))
+        encode = base.text_encoder(device)
+        for start in range(0, len(missing), TEXT_BATCH):
+            group = missing[start : start + TEXT_BATCH]
+            for text, embedding in zip(group, encode(group), strict=True):
+                found[text] = {"embedding": embedding.clone()}
+                cache.put(keys[text], {"embedding": embedding.clone()})
+            tell(Tick(min(start + TEXT_BATCH, len(missing))))
+    return {text: entry["embedding"] for text, entry in found.items() if entry is not None}

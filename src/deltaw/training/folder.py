@@ -1,0 +1,113 @@
+"""The result folder of a run: its files, its lock on other runs, its diary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import tomli_w
+
+from deltaw import tensorfile
+from deltaw.errors import InputError, UsageError
+from deltaw.events import Event, Saved, as_json
+from deltaw.training.plan import Value
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of everything in `--out`.
+
+    Args:
+        path: the folder.
+        name: of the run, which its files carry.
+    """
+
+    path: Path
+    name: str
+
+    @property
+    def result(self) -> Path:
+        """The LoRA."""
+        return self.path / f"{self.name}.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """What `--resume` continues from."""
+        return self.path / "state" / "state.safetensors"
+
+    @property
+    def config(self) -> Path:
+        """Every value and its origin; can be given to `--config`."""
+        return self.path / "run.toml"
+
+    @property
+    def events(self) -> Path:
+        """One JSON object a line, as it happened."""
+        return self.path / "events.jsonl"
+
+    @property
+    def sheet(self) -> Path:
+        """The contact sheet."""
+        return self.path / "sheet.png"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+    def snapshot(self, step: int) -> Path:
+        """The LoRA as it stood after a step."""
+        return self.path / "snapshots" / f"{self.name}-{step:06d}.safetensors"
+
+
+def prepare(path: Path, name: str, resume: bool) -> RunFolder:
+    """Makes the folder, or finds the one to resume.
+
+    Raises:
+        UsageError: it holds something already and nothing is to be resumed.
+        InputError: it cannot be made.
+    """
+    folder = RunFolder(path, name)
+    if path.is_dir() and any(path.iterdir()) and not resume:
+        raise UsageError("the result folder is not empty", where=path, expected="a new or empty --out",
+                         advice="give another --out, or --resume to continue the run that is there")  # fmt: skip
+    if resume and not folder.state.is_file():
+        raise InputError("there is no run to resume", where=path, advice="leave --resume out, or give the run's --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the result folder cannot be made ({error.strerror})", where=path, advice="give another --out") from error
+    return folder
+
+
+def write_config(path: Path, values: Mapping[str, Value], base: str) -> None:
+    """Writes every value with its origin as a comment, so that the file is a `--config` too."""
+    lines = ["# Every value of this run: origin, then why. `deltaw train FOLDER --config THIS` repeats it.", ""]
+    lines.append(f"{tomli_w.dumps({'base': base}).strip()}")
+    for name, value in values.items():
+        if value.value == "" or value.value is None:
+            continue
+        plain = list(value.value) if isinstance(value.value, tuple) else value.value
+        if isinstance(plain, list):
+            lines += [f"# {name}: {value.origin}: {value.reason}", tomli_w.dumps({name: plain}).strip()]
+        else:
+            lines.append(f"{tomli_w.dumps({name: plain}).strip()}  # {value.origin}: {value.reason}")
+    tensorfile.write_text(path, "\n".join(lines) + "\n")
+
+
+class Diary:
+    """A listener that writes every event to a file and passes it on."""
+
+    def __init__(self, file: IO[str], tell: object):
+        self._file = file
+        self._tell = tell
+
+    def __call__(self, event: Event) -> None:
+        """Writes the event as one JSON line, then tells the listener."""
+        self._file.write(json.dumps(as_json(event), default=str) + "\n")
+        if isinstance(event, Saved):
+            self._file.flush()
+        self._tell(event)  # type: ignore[operator]

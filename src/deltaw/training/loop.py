@@ -1,0 +1,132 @@
+"""The training loop, one page: draw times and noise, predict, compare, step, and now and then look."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deltaw import device as devices
+from deltaw.diffusion.objective import mix
+from deltaw.diffusion.schedule import stratified
+from deltaw.errors import DeltawError
+from deltaw.events import Step, Tell, Warn
+from deltaw.families.sd import StableDiffusion
+from deltaw.inject import Wrapped
+from deltaw.training import optim
+from deltaw.training.feed import Feed
+from deltaw.training.plan import Plan
+
+MAX_BAD_IN_A_ROW = 5
+"""Non-finite steps that are skipped before the run stops: one is an accident, five are a cause."""
+
+
+@dataclass
+class Run:
+    """What the loop changes: the step it has reached, the losses, and the optimizer."""
+
+    step: int
+    losses: list[float]
+    optimizer: torch.optim.Optimizer
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the loop only reads."""
+
+    base: StableDiffusion
+    unet: nn.Module
+    wrapped: Wrapped
+    feed: Feed
+    plan: Plan
+    device: torch.device
+    dtype: torch.dtype
+
+
+def seeded(seed: int, purpose: str, step: int) -> torch.Generator:
+    """A CPU generator for one purpose of one step: the same on every device and after every resume."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def train(
+    work: Work, run: Run, at_mark: Callable[[Run], None], stop_asked: Callable[[], bool], tell: Tell
+) -> None:
+    """Takes the optimizer steps from `run.step` to the plan's last.
+
+    Args:
+        work: networks, data and plan.
+        run: changed in place.
+        at_mark: called after every step in `plan.marks`, with the adapter as it stands.
+        stop_asked: polled after each step; True ends the loop early.
+        tell: hears every step.
+
+    Raises:
+        DeltawError: loss or gradient were not finite several times in a row.
+    """
+    settings, parameters = work.plan.settings, list(work.wrapped.parameters().values())
+    rate = optim.Rate(settings.lr, settings.steps, settings.warmup_steps, settings.schedule)
+    turns = work.plan.sampler.plan(settings.steps)
+    bad, first, started = 0, run.step, time.perf_counter()
+    while run.step < settings.steps and not stop_asked():
+        step = run.step + 1
+        loss = _loss(work, work.plan.sampler.pictures(*turns[step - 1]), step)
+        loss.backward()
+        norm = optim.clip(parameters, settings.clip)
+        value = float(loss.detach())
+        bad = bad + 1 if not (_finite(value) and _finite(norm)) else 0
+        if bad:
+            _skip(bad, step, value, norm, tell)
+        else:
+            for group in run.optimizer.param_groups:
+                group["lr"] = rate.at(step)
+            run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        run.step = step
+        run.losses.append(value)
+        speed = (step - first) / (time.perf_counter() - started)
+        tell(Step(step, settings.steps, value, rate.at(step), speed, devices.rss_bytes(), {"grad_norm": norm}))
+        if step in work.plan.marks:
+            at_mark(run)
+
+
+def _loss(work: Work, pictures: list[int], step: int) -> Tensor:
+    """The weighted objective on one batch, as a scalar with a graph."""
+    base, settings, feed = work.base, work.plan.settings, work.feed
+    generator = seeded(settings.seed, "noise", step)
+    x0 = torch.stack([feed.latents[i] for i in pictures])
+    times = (stratified(len(pictures), generator) * base.schedule.n_times).long()
+    e = torch.randn(x0.shape, generator=generator)
+    dropped = torch.rand(len(pictures), generator=generator) < settings.caption_dropout
+    texts = ["" if drop else feed.captions[i] for i, drop in zip(pictures, dropped.tolist(), strict=True)]
+    text = torch.stack([feed.texts[t] for t in texts])
+    a, s = base.schedule.at(times)
+    x, target = mix(x0, e, a, s), base.objective.target(x0, e, a, s)
+    prediction = predict(work, x, times, text)
+    error = (prediction.float() - target.to(work.device)).square().flatten(1).mean(1)
+    if settings.min_snr_gamma > 0:
+        error = error * base.objective.min_snr(base.schedule.snr(times), settings.min_snr_gamma).to(work.device)
+    return error.mean()
+
+
+def predict(work: Work, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
+    """The network's answer to CPU tensors, on its own device and in its own precision."""
+    device, dtype = work.device, work.dtype
+    return work.base.denoise(work.unet, x.to(device, dtype), times.to(device), text.to(device, dtype))
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0.0  # NaN and infinities differ from themselves when subtracted
+
+
+def _skip(bad: int, step: int, loss: float, norm: float, tell: Tell) -> None:
+    tell(Warn(f"step {step}: loss {loss}, gradient norm {norm}; the step is skipped"))
+    if bad >= MAX_BAD_IN_A_ROW:
+        raise DeltawError(
+            f"{bad} steps in a row had no finite loss or gradient", where=f"step {step}",
+            advice="lower --lr, or use --set dtype=float32; the last snapshot is sound",
+        )  # fmt: skip

@@ -1,0 +1,57 @@
+"""What a LoRA file says of itself: enough to use and to repeat it, nothing of who made it or where."""
+
+from __future__ import annotations
+
+from deltaw.families.family import Family
+from deltaw.training.plan import Plan, common_ending
+
+
+def trigger_words(plan: Plan) -> str:
+    """The trigger, or else the words that the captions share."""
+    return plan.settings.trigger or common_ending(plan.captions)
+
+
+def describe(name: str, family: Family, plan: Plan, prediction_type: str, base_sha256: str, version: str) -> dict[str, str]:
+    """kohya's minimal `ss_*` keys and modelspec's; no path, user name, caption or time of day.
+
+    Times are left out so that the same run gives the same bytes.
+
+    Args:
+        name: of the file, without its ending.
+        family: of the base.
+        plan: of the run.
+        prediction_type: of the base.
+        base_sha256: of the base's denoiser.
+        version: of DeltaW.
+    """
+    settings = plan.settings
+    words = trigger_words(plan)
+    found = {
+        "ss_output_name": name,
+        "ss_base_model_version": family.kohya_version,
+        "ss_v2": str(family.name == "sd2"),
+        "ss_new_sd_model_hash": base_sha256,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(settings.rank),
+        "ss_network_alpha": f"{settings.alpha:g}",
+        "ss_learning_rate": f"{settings.lr:g}",
+        "ss_lr_scheduler": settings.schedule,
+        "ss_optimizer": settings.optimizer,
+        "ss_steps": str(settings.steps),
+        "ss_max_train_steps": str(settings.steps),
+        "ss_total_batch_size": str(settings.batch),
+        "ss_num_train_images": str(len(plan.training)),
+        "ss_resolution": f"({settings.resolution}, {settings.resolution})",
+        "ss_seed": str(settings.seed),
+        "ss_mixed_precision": {"bfloat16": "bf16", "float16": "fp16"}.get(settings.dtype, "no"),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{family.architecture}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": name,
+        "modelspec.resolution": f"{settings.resolution}x{settings.resolution}",
+        "modelspec.prediction_type": {"v_prediction": "v"}.get(prediction_type, prediction_type),
+        "deltaw.version": version,
+    }
+    if words:
+        found["modelspec.trigger_phrase"] = words
+    return found

@@ -1,0 +1,266 @@
+"""The plan: every value of a run, chosen before it starts, with its origin and its reason."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltaw import device as devices
+from deltaw.data import buckets as bucketing
+from deltaw.data.folder import Dataset
+from deltaw.errors import UsageError
+from deltaw.families.sd import StableDiffusion
+from deltaw.options import Given
+from deltaw.training import optim
+from deltaw.training.sampler import Sampler
+
+GENERIC_SUBJECTS = ("a cat", "a house by a lake", "a portrait of a woman", "a bowl of fruit")
+"""What a contact sheet tries beside the user's own captions when the base recommends nothing."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A setting, where it comes from ("--lr", "my.toml", "plan", "default") and why."""
+
+    value: Any
+    origin: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The resolved options that the run reads; the names are those of `TrainOptions`."""
+
+    steps: int
+    rank: int
+    alpha: float
+    lr: float
+    batch: int
+    resolution: int
+    seed: int
+    dialect: str
+    trigger: str
+    targets: str
+    warmup_steps: int
+    schedule: str
+    optimizer: str
+    weight_decay: float
+    clip: float
+    caption_dropout: float
+    min_snr_gamma: float
+    held_out: int
+    snapshots: int
+    prompts: tuple[str, ...]
+    sample_steps: int
+    guidance: float
+    device: str
+    dtype: str
+    save_dtype: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a run that is known before it.
+
+    Args:
+        settings: what the run reads.
+        values: per option its value, origin and reason; what is printed and written to run.toml.
+        captions: per picture the caption as trained, trigger included.
+        sizes_px: per picture its bucket (width, height).
+        training: indices of pictures to train on; `held_out`: those to measure with.
+        sampler: who is seen when.
+        marks: steps after which the run is saved and judged, the last step included.
+        notes: what the user should know.
+    """
+
+    settings: Settings
+    values: Mapping[str, Value]
+    captions: tuple[str, ...]
+    sizes_px: tuple[tuple[int, int], ...]
+    training: tuple[int, ...]
+    held_out: tuple[int, ...]
+    sampler: Sampler
+    marks: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+class _Chooser:
+    """Collects values: the user's where given, else the base's recommendation, else a rule's."""
+
+    def __init__(self, given: Given, recommended: Mapping[str, Any]):
+        self.given = given
+        self.recommended = recommended
+        self.values: dict[str, Value] = {}
+
+    def pick(self, name: str, value: Any, reason: str, origin: str = "plan") -> Any:
+        asked = getattr(self.given.options, name)
+        if asked is not None:
+            self.values[name] = Value(asked, self.given.origin.get(name, "given"), "you asked for it")
+        elif name in self.recommended:
+            self.values[name] = Value(self.recommended[name], "base", "the base's deltaw.toml recommends it")
+        else:
+            self.values[name] = Value(value, origin, reason)
+        return self.values[name].value
+
+
+def make(given: Given, base: StableDiffusion, dataset: Dataset) -> Plan:
+    """Chooses every value of the run. Pure: it reads and writes no file.
+
+    Raises:
+        UsageError: values that contradict each other or the base.
+    """
+    n = len(dataset.pictures)
+    choose = _Chooser(given, base.folder.recommended.get("train", {}))
+    trigger = choose.pick("trigger", "", "no trigger word was given; captions stay as they are", "default")
+    captions = tuple(with_trigger(p.caption, trigger) for p in dataset.pictures)
+    _choose_model(choose, base)
+    held_out = _held_out(choose.pick("held_out", *_held_out_default(n)), n)
+    training = tuple(i for i in range(n) if i not in held_out)
+    sizes = _buckets(choose, base, dataset)
+    device, _ = devices.choose(choose.values["device"].value if choose.values["device"].value != "auto" else None)
+    _choose_length(choose, base, len(training), device)
+    choose.pick("prompts", *_prompts(captions, training, base.folder.recommended.get("prompts", {})))
+    settings = Settings(**{f.name: _plain(choose.values[f.name].value) for f in fields(Settings)})
+    if settings.optimizer not in optim.ALL:
+        raise UsageError(f"unknown optimizer {settings.optimizer!r}", where="optimizer", expected=", ".join(optim.ALL))
+    members: dict[tuple[int, int], list[int]] = {}
+    for index in training:
+        members.setdefault(sizes[index], []).append(index)
+    sampler = Sampler(members, settings.batch, settings.seed)
+    notes = [*_caption_notes(captions), *_sampler_notes(sampler, settings)]
+    return Plan(
+        settings, choose.values, captions, sizes, training, held_out, sampler, marks(settings.steps, settings.snapshots),
+        tuple(notes),
+    )  # fmt: skip
+
+
+def with_trigger(caption: str, trigger: str) -> str:
+    """The caption with the trigger in front, unless it holds it already."""
+    if not trigger or trigger.casefold() in caption.casefold():
+        return caption
+    return f"{trigger}, {caption}" if caption else trigger
+
+
+def marks(n_steps: int, n_snapshots: int) -> tuple[int, ...]:
+    """Evenly spaced steps, the last one included; fewer where there are fewer steps."""
+    count = min(n_snapshots, n_steps)
+    return tuple(round(n_steps * (i + 1) / count) for i in range(count))
+
+
+def _choose_model(choose: _Chooser, base: StableDiffusion) -> None:
+    device, why = devices.choose(choose.given.options.device)
+    choose.pick("device", str(device), why)
+    dtype, why = devices.compute_dtype(device)
+    choose.pick("dtype", str(dtype).removeprefix("torch."), why)
+    choose.pick("save_dtype", "float16", "half the size; its rounding is measured after the run", "default")
+    rank = choose.pick("rank", 16, "enough for a style or a subject on a base of this size")
+    choose.pick("alpha", float(rank), "equal to the rank, so that a change of rank alone keeps the strength")
+    choose.pick("targets", base.targets, "Q, K, V and O of every attention layer", "default")
+    choose.pick("dialect", "kohya", "every common tool reads it", "default")
+    choose.pick("seed", 0, "the same for every run unless asked otherwise", "default")
+    choose.pick("optimizer", "adamw", "sound at any batch size", "default")
+    choose.pick("weight_decay", 0.01, "AdamW's usual decay", "default")
+    choose.pick("clip", 1.0, "no single batch can throw the adapter off", "default")
+    choose.pick("caption_dropout", 0.05, "keeps classifier-free guidance working", "default")
+    gamma, why = (5.0, "the base predicts noise") if base.objective.name == "epsilon" else (0.0, "the base predicts v")
+    choose.pick("min_snr_gamma", gamma, why)
+    drawing = base.folder.recommended.get("generate", {})
+    choose.pick("sample_steps", drawing.get("steps", 25), "as `deltaw generate` draws", "default")
+    choose.pick("guidance", drawing.get("guidance", 7.5), "as `deltaw generate` draws", "default")
+
+
+def _choose_length(choose: _Chooser, base: StableDiffusion, n_training: int, device: torch.device) -> None:
+    on_gpu = device.type == "cuda"
+    batch = choose.pick("batch", 4 if on_gpu else 1, "a GPU is there" if on_gpu else "the memory of a CPU run is kept low")
+    advice = base.folder.recommended.get("length", {"visits": 100, "least": 300, "most": 2000})
+    steps = round(advice["visits"] * n_training / batch)
+    steps = min(max(steps, advice["least"]), advice["most"])
+    rounds = steps * batch / n_training
+    steps = choose.pick(
+        "steps", steps, f"{steps} × {batch} ÷ {n_training} pictures = each seen {rounds:.0f} times "
+        f"(aim {advice['visits']}, within {advice['least']}-{advice['most']} steps)",
+    )  # fmt: skip
+    choose.pick("lr", 1e-4, "the common ground of U-Net LoRAs with AdamW")
+    choose.pick("warmup_steps", min(max(1, steps // 20), 100), "5 % of the run")
+    choose.pick("schedule", "cosine", "ends on small steps, so the last snapshot is a settled one", "default")
+    choose.pick("snapshots", 5, "enough to see where learning turns into memorising", "default")
+
+
+def _held_out_default(n: int) -> tuple[int, str]:
+    if n < 8:
+        return 0, f"{n} pictures are too few to spare one; the loss is measured on training pictures"
+    return min(8, max(1, round(n / 10))), "a tenth, to see learning from memorising"
+
+
+def _held_out(count: int, n: int) -> tuple[int, ...]:
+    """Evenly spread over the sorted pictures, so that one folder's names do not decide."""
+    if count >= n:
+        raise UsageError(f"held_out = {count} leaves no picture to train on", where="held_out", expected=f"less than {n}")
+    return tuple(sorted({round((i + 0.5) * n / count - 0.5) for i in range(count)})) if count else ()
+
+
+def _buckets(choose: _Chooser, base: StableDiffusion, dataset: Dataset) -> tuple[tuple[int, int], ...]:
+    side = choose.pick("resolution", base.resolution_px, "what the base was trained at")
+    step = base.bucket_step_px
+    if side % step:
+        raise UsageError(f"resolution {side} does not fit the base", where="resolution", expected=f"a multiple of {step}",
+                         advice=f"take {max(step, round(side / step) * step)}")  # fmt: skip
+    return tuple(bucketing.bucket(p.size_px, side, step) for p in dataset.pictures)
+
+
+def _prompts(captions: Sequence[str], training: Sequence[int], advice: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+    """Two captions that were trained and four subjects that were not, in the pictures' common words."""
+    common = common_ending(captions)
+    known = [captions[training[round(i * (len(training) - 1))]] for i in (0.25, 0.75)]
+    subjects = [s for s in advice.get("subjects", GENERIC_SUBJECTS) if not any(c.startswith(s) for c in captions)]
+    new = [f"{subject}, {common}" if common else subject for subject in subjects[:4]]
+    ending = f" with the captions' common ending {common!r}" if common else ""
+    return tuple(dict.fromkeys(p for p in (*new, *known) if p)) or ("",), f"{len(new)} new subjects{ending}, 2 captions"
+
+
+def common_ending(captions: Sequence[str]) -> str:
+    """The last comma-separated part that more than 80 % of the captions share, or ""."""
+    endings = Counter(os.fspath(c).rpartition(",")[2].strip() for c in captions if c)
+    ending, count = endings.most_common(1)[0] if endings else ("", 0)
+    return ending if len(captions) > 1 and count > 0.8 * len(captions) else ""
+
+
+def _caption_notes(captions: Sequence[str]) -> list[str]:
+    empty = sum(not c for c in captions)
+    return [f"{empty} of {len(captions)} pictures have no caption; they train the empty prompt"] if empty else []
+
+
+def _sampler_notes(sampler: Sampler, settings: Settings) -> list[str]:
+    visits = sampler.visits(settings.steps)
+    least, most = min(visits.values()), max(visits.values())
+    notes = []
+    if settings.batch > min(len(m) for m in sampler.buckets.values()):
+        notes.append(f"batch {settings.batch} is larger than a bucket; its pictures are seen more than once a step")
+    if least == 0:
+        unseen = sum(v == 0 for v in visits.values())
+        notes.append(f"{unseen} pictures are never seen: {settings.steps} steps × {settings.batch} do not reach them")
+    elif most - least > 1 + settings.batch:
+        notes.append(f"pictures are seen {least} to {most} times")
+    return notes
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def out_folder(given: Given, folder: Path) -> Path:
+    """--out, or runs/NAME; with a number where that is taken and nothing is to be resumed."""
+    if given.options.out is not None:
+        return given.options.out
+    name = folder.resolve().name or "run"
+    first = Path("runs") / name
+    if given.options.resume or not first.exists():
+        return first
+    taken = (Path("runs") / f"{name}-{i}" for i in range(2, 10_000))
+    return next(path for path in taken if not path.exists())

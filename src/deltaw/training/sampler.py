@@ -1,0 +1,63 @@
+"""Which pictures a step sees: a pure function of the seed and the step, so resuming needs no state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Deals pictures out in batches of one bucket each.
+
+    Every bucket is an endless row of shuffled rounds over its pictures, cut into batches, so a
+    batch that does not divide the bucket runs on into the next round and nothing is dropped.
+    Buckets take turns in proportion to their size.
+
+    Args:
+        buckets: (width, height) in px to the pictures' indices.
+        batch: pictures per step; a bucket with fewer is seen whole, several times in a batch.
+        seed: of the shuffles.
+    """
+
+    buckets: Mapping[tuple[int, int], Sequence[int]]
+    batch: int
+    seed: int
+
+    def plan(self, n_steps: int) -> list[tuple[tuple[int, int], int]]:
+        """For every step its bucket and how many batches that bucket has had before it.
+
+        The bucket that is furthest behind its share goes next (the largest remainder), so after any
+        number of steps each is within one batch of its share.
+        """
+        names = sorted(self.buckets)
+        sizes = np.array([len(self.buckets[name]) for name in names], dtype=np.float64)
+        share = sizes / sizes.sum()
+        taken = np.zeros(len(names))
+        turns = []
+        for step in range(n_steps):
+            chosen = int(np.argmax(share * (step + 1) - taken))
+            turns.append((names[chosen], int(taken[chosen])))
+            taken[chosen] += 1
+        return turns
+
+    def pictures(self, bucket: tuple[int, int], turn: int) -> list[int]:
+        """The indices in a bucket's batch number `turn`, from 0."""
+        members = self.buckets[bucket]
+        first = turn * self.batch
+        return [members[self._shuffled(bucket, i // len(members))[i % len(members)]] for i in range(first, first + self.batch)]
+
+    def _shuffled(self, bucket: tuple[int, int], turn: int) -> np.ndarray:
+        # SeedSequence mixes its words, so neighbouring rounds are unrelated
+        random = np.random.default_rng([self.seed, *bucket, turn])
+        return random.permutation(len(self.buckets[bucket]))
+
+    def visits(self, n_steps: int) -> dict[int, int]:
+        """Picture index to how often n_steps steps visit it: what the plan promises."""
+        count = {index: 0 for members in self.buckets.values() for index in members}
+        for bucket, turn in self.plan(n_steps):
+            for index in self.pictures(bucket, turn):
+                count[index] += 1
+        return count

@@ -1,0 +1,106 @@
+"""The state of a run as one safetensors file, so that it is whole or absent, and never a pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaw import tensorfile
+from deltaw.errors import InputError, UsageError
+
+FORMAT = 1
+"""Raised when a state of this version could not be continued by an older DeltaW."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands. Noise and order are functions of seed and step and need no state.
+
+    Args:
+        step: optimizer steps done.
+        adapter: `PATH.up`/`PATH.down` to tensor, float32.
+        optimizer: `INDEX.NAME` to tensor.
+        fingerprint: what the run depends on (settings, picture digests, base), by name.
+        history: `losses (step,)` and whatever the report needs, as tensors.
+        notes: JSON values for the report.
+    """
+
+    step: int
+    adapter: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    fingerprint: Mapping[str, str]
+    history: Mapping[str, Tensor]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save(path: Path, state: State) -> None:
+    """Writes the state atomically: a kill at any moment leaves the one before."""
+    tensors = {f"adapter/{k}": v for k, v in state.adapter.items()}
+    tensors |= {f"optimizer/{k}": v for k, v in state.optimizer.items()}
+    tensors |= {f"history/{k}": v for k, v in state.history.items()}
+    about = {"format": FORMAT, "step": state.step, "fingerprint": dict(state.fingerprint), "notes": dict(state.notes)}
+    tensorfile.write(path, tensors, {"deltaw.state": json.dumps(about, sort_keys=True)})
+
+
+def load(path: Path) -> State:
+    """Reads a state.
+
+    Raises:
+        InputError: there is none, it is damaged, or it was written by a newer DeltaW.
+    """
+    if not path.is_file():
+        raise InputError("there is no run to resume", where=path, advice="leave --resume out, or give the run's --out")
+    about = json.loads(tensorfile.read_header(path).metadata.get("deltaw.state", "{}"))
+    if about.get("format") != FORMAT:
+        raise InputError(
+            f"the state has format {about.get('format')}", where=path, expected=f"format {FORMAT}",
+            advice="resume it with the DeltaW that wrote it",
+        )  # fmt: skip
+    parts: dict[str, dict[str, Tensor]] = {"adapter": {}, "optimizer": {}, "history": {}}
+    for name, tensor in tensorfile.read(path).items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = tensor
+    return State(about["step"], **parts, fingerprint=about["fingerprint"], notes=about["notes"])
+
+
+def require_same(saved: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuses to continue another run than the one that was saved.
+
+    Raises:
+        UsageError: naming every difference.
+    """
+    changed = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
+    if changed:
+        listed = "; ".join(f"{k}: was {_short(saved.get(k))}, is {_short(now.get(k))}" for k in changed)
+        raise UsageError(
+            f"the run in --out was another one ({listed})", where="--resume", expected="the same settings and pictures",
+            advice="undo the change, or start anew with another --out",
+        )  # fmt: skip
+
+
+def _short(value: str | None) -> str:
+    return "absent" if value is None else value if len(value) <= 40 else f"{value[:37]}…"
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as `INDEX.NAME` to tensor."""
+    entries = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": tensor for i, entry in entries.items() for name, tensor in entry.items()}
+
+
+def restore(saved: State, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Puts adapter and optimizer tensors back, bit for bit."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(saved.adapter[name])
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in saved.optimizer.items():
+        index, _, name = key.partition(".")
+        entries.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})

@@ -1,0 +1,333 @@
+"""`deltaw generate`: pictures from a base and any number of LoRAs, through diffusers' own pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, PngImagePlugin
+
+from deltaw import device as devices
+from deltaw import formats, inject, sheet, tensorfile, zoo
+from deltaw.delta import Delta
+from deltaw.errors import InputError, UsageError
+from deltaw.events import Note, Phase, Saved, Tell, Tick, Warn, silent
+from deltaw.families import sd
+
+CHUNK = "deltaw"
+"""The PNG text chunk that holds a picture's recipe as JSON."""
+GRID_KEYS = ("strength", "prompt", "seed", "steps", "guidance")
+
+
+@dataclass(frozen=True)
+class Use:
+    """A LoRA file as used: its name, SHA-256 and strength. The path is kept out of pictures."""
+
+    name: str
+    sha256: str
+    strength: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a picture; with the same machine and versions, every bit of it."""
+
+    prompt: str
+    negative: str
+    seed: int
+    steps: int
+    guidance: float
+    width_px: int
+    height_px: int
+    loras: tuple[Use, ...]
+    base: str
+    base_sha256: str
+    dtype: str
+    device: str
+
+
+class Painter:
+    """An opened base with its LoRAs, ready to draw. Keep it to draw many pictures.
+
+    Args:
+        base: a diffusers folder or hub id; None is the bundled base.
+        device: None takes the fastest that works.
+        dtype: of the UNet and text encoder; None takes what the device is fast at.
+    """
+
+    def __init__(self, base: str | Path | None = None, device: str | None = None, dtype: str | None = None):
+        self.base = sd.open_base(base or zoo.bundled_base())
+        self.device, _ = devices.choose(device)
+        self.dtype = getattr(torch, dtype) if dtype else devices.compute_dtype(self.device)[0]
+        self.pipe = self.base.pipeline(self.device, self.dtype)
+        self.pipe.vae.to(torch.float32)  # its rounding shows, and some VAEs overflow in float16
+
+    def networks(self) -> dict[str, torch.nn.Module]:
+        """The networks that a LoRA may change, by component name."""
+        return {"unet": self.pipe.unet, "text_encoder": self.pipe.text_encoder}
+
+    def default(self, name: str, fallback: Any) -> Any:
+        """What the base recommends for drawing, else the fallback."""
+        return self.base.folder.recommended.get("generate", {}).get(name, fallback)
+
+    def latents(self, recipes: Sequence[Recipe], deltas: Sequence[tuple[Delta, float]]) -> torch.Tensor:
+        """Draws recipes that differ in prompt, negative and seed only; (n, c, h/f, w/f) float32.
+
+        Pictures drawn together are equal to ones drawn alone only up to rounding.
+        """
+        first = recipes[0]
+        noise = [torch.Generator().manual_seed(r.seed) for r in recipes]
+        with inject.applied(self.networks(), deltas):
+            drawn = self.pipe(
+                [r.prompt for r in recipes], negative_prompt=[r.negative for r in recipes], generator=noise,
+                num_inference_steps=first.steps, guidance_scale=first.guidance, width=first.width_px,
+                height=first.height_px, output_type="latent",
+            )  # fmt: skip
+        return drawn.images.float()
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> list[Image.Image]:
+        """Latents (n, c, h/f, w/f) as pictures; the VAE runs in float32."""
+        vae = self.pipe.vae
+        pixels = vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
+        if not torch.isfinite(pixels).all():
+            raise InputError("the base drew non-finite pixels", where=self.base.folder.path,
+                             advice="try --set dtype=float32, or less strength")  # fmt: skip
+        return self.pipe.image_processor.postprocess(pixels, output_type="pil")
+
+    def draw(self, recipes: Sequence[Recipe], deltas: Sequence[tuple[Delta, float]] = ()) -> list[Image.Image]:
+        """Pictures of recipes that differ in prompt, negative and seed only, in one batch."""
+        return self.decode(self.latents(recipes, deltas))
+
+
+def parse_lora(word: str) -> tuple[Path, float]:
+    """`FILE[:STRENGTH]` as a path and a strength, 1 where none is given. A colon may be part of the path."""
+    path, colon, strength = word.rpartition(":")
+    if colon and not Path(word).exists():
+        try:
+            return Path(path), float(strength)
+        except ValueError:
+            pass
+    return Path(word), 1.0
+
+
+def generate(
+    prompts: str | Sequence[str] | None = None, *, loras: Sequence[str | Path | tuple[str | Path, float]] = (),
+    base: str | Path | None = None, negative: str | None = None, seed: int | None = None, steps: int | None = None,
+    guidance: float | None = None, size: str | None = None, count: int = 1, out: str | Path | None = None,
+    grid: str | None = None, like: str | Path | None = None, device: str | None = None, dtype: str | None = None,
+    strict: bool = False, tell: Tell = silent,
+) -> list[Path]:  # fmt: skip
+    """Draws pictures and writes them as PNGs that hold their recipe; returns the files.
+
+    Args:
+        prompts: one or several; not needed with `like`.
+        loras: files, each with a strength (1 by default; 0 and negative work).
+        base: a diffusers folder or hub id; the bundled base by default.
+        negative: what to steer away from.
+        seed: of the first picture; the next ones add 1 each.
+        steps, guidance, size: as the base recommends by default; size is "SIDE" or "WIDTHxHEIGHT".
+        count: pictures per prompt.
+        out: a file for one picture or a grid, else a folder; the current folder by default.
+        grid: "strength=0,0.5,1", "prompt=a cat|a dog", ...: one labelled sheet instead of single files.
+        like: a PNG made here; its recipe is repeated, except for what is given.
+        device, dtype: where and in which precision to compute.
+        strict: a LoRA that fits the base only partly is an error.
+        tell: listener.
+
+    Raises:
+        InputError: a LoRA or picture cannot be used with this base.
+        UsageError: nothing to draw, or options that contradict each other.
+    """
+    past = read_recipe(like) if like else {}
+    paths = [_lora_path(entry) for entry in loras]
+    uses, deltas_of = _loaded(paths, past, like, base or zoo.bundled_base(), strict, tell)
+    wanted = [prompts] if isinstance(prompts, str) else list(prompts or ([past["prompt"]] if past else []))
+    if not wanted and not (grid or "").startswith("prompt="):
+        raise UsageError("there is nothing to draw", expected="a PROMPT, --like FILE.png or --grid prompt=a|b")
+    tell(Phase("load base"))
+    painter = Painter(base, device or past.get("device"), dtype or past.get("dtype"))
+    width, height = _size(size or past.get("size") or str(painter.base.resolution_px), painter.base.factor)
+    recipe = Recipe(
+        prompt=wanted[0] if wanted else "", negative=past.get("negative", "") if negative is None else negative,
+        seed=int(past.get("seed", 0)) if seed is None else seed,
+        steps=steps or int(past.get("steps", 0)) or painter.default("steps", 25),
+        guidance=guidance if guidance is not None else past.get("guidance", painter.default("guidance", 7.5)),
+        width_px=width, height_px=height, loras=uses, base=painter.base.folder.path.name,
+        base_sha256=painter.base.folder.digest("unet"), dtype=str(painter.dtype).removeprefix("torch."),
+        device=painter.device.type,
+    )  # fmt: skip
+    _same_base(past, recipe, tell)
+    tell(Note(f"{painter.base.folder.path.name} on {painter.device}, {recipe.dtype}; seed {recipe.seed}, {recipe.steps} steps, "
+              f"guidance {recipe.guidance:g}"))  # fmt: skip
+    singles = [replace(recipe, prompt=p, seed=recipe.seed + i) for p in wanted or [""] for i in range(count)]
+    if grid:
+        return [_write_grid(painter, singles, deltas_of, grid, out, tell)]
+    return _write_singles(painter, singles, deltas_of, out, tell)
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The recipe in a PNG made by `generate`.
+
+    Raises:
+        InputError: the file is no picture or holds no recipe.
+    """
+    try:
+        with Image.open(path) as picture:
+            text = getattr(picture, "text", {}).get(CHUNK)
+    except OSError as error:
+        raise InputError(f"cannot be read as a picture ({error})", where=path, expected="a PNG by `deltaw generate`") from error
+    if text is None:
+        raise InputError("holds no recipe", where=path, expected="a PNG by `deltaw generate`", advice="re-saving a picture drops it")
+    recipe = json.loads(text)
+    return {**recipe, "size": f"{recipe['width_px']}x{recipe['height_px']}"}
+
+
+def _lora_path(entry: str | Path | tuple[str | Path, float]) -> tuple[Path, float]:
+    if isinstance(entry, tuple):
+        return Path(entry[0]), float(entry[1])
+    return parse_lora(str(entry))
+
+
+def _loaded(
+    paths: Sequence[tuple[Path, float]], past: Mapping[str, Any], like: str | Path | None, base: str | Path, strict: bool,
+    tell: Tell,
+) -> tuple[tuple[Use, ...], list[tuple[Delta, float]]]:  # fmt: skip
+    """The LoRAs given, or with `like` the ones that its recipe names, found by their SHA-256."""
+    if past and not paths:
+        paths = [(_find(use, Path(str(like)).parent), use["strength"]) for use in past["loras"]]
+    uses, deltas = [], []
+    for path, strength in paths:
+        delta, match = formats.load(path, strict=strict, shapes=_shapes(base))
+        for line in match.losses():
+            tell(Warn(f"{path.name}: {line}"))
+        uses.append(Use(path.name, _sha256(path), strength))
+        deltas.append((delta, strength))
+    return tuple(uses), deltas
+
+
+def _shapes(base: str | Path) -> Mapping[str, tuple[int, ...]]:
+    return formats.shapes_of(sd.open_base(base).folder.path)
+
+
+def _find(use: Mapping[str, Any], folder: Path) -> Path:
+    for place in (folder, folder.parent, Path()):
+        path = place / use["name"]
+        if path.is_file() and _sha256(path) == use["sha256"]:
+            return path
+    raise InputError(
+        f"the picture was drawn with {use['name']} (sha256 {use['sha256'][:12]}…), which is not here",
+        where=folder, advice="give it with --lora",
+    )  # fmt: skip
+
+
+def _sha256(path: Path) -> str:
+    file = path / "adapter_model.safetensors" if path.is_dir() else path
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _size(text: str, factor: int) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and (height or width).isdigit()):
+        raise UsageError(f"size {text!r} is not understood", where="--size", expected="e.g. 512 or 768x512")
+    sides = int(width), int(height or width)
+    if any(side % factor or not side for side in sides):
+        near = "x".join(str(max(1, round(side / factor)) * factor) for side in sides)
+        raise UsageError(f"size {text} does not fit the base", where="--size", expected=f"multiples of {factor}", advice=near)
+    return sides
+
+
+def _same_base(past: Mapping[str, Any], recipe: Recipe, tell: Tell) -> None:
+    if past and past["base_sha256"] != recipe.base_sha256:
+        tell(Note(f"the picture was drawn with another base ({past['base']}); give it with --base to repeat it"))
+
+
+def _write_singles(
+    painter: Painter, recipes: Sequence[Recipe], deltas: Sequence[tuple[Delta, float]], out: str | Path | None, tell: Tell
+) -> list[Path]:
+    """One file each, drawn one by one, so that a picture does not depend on its neighbours."""
+    target = Path(out) if out else Path()
+    single_file = target.suffix.lower() == ".png"
+    if single_file and len(recipes) > 1:
+        raise UsageError(f"{len(recipes)} pictures do not fit in one file", where=target, advice="give a folder as --out")
+    tell(Phase("draw", len(recipes), "pictures"))
+    files = []
+    for i, recipe in enumerate(recipes):
+        path = target if single_file else _free(target, recipe.prompt)
+        files.append(_write_png(path, painter.draw([recipe], deltas)[0], recipe, tell))
+        tell(Tick(i + 1, recipe.prompt))
+    return files
+
+
+def _free(folder: Path, prompt: str) -> Path:
+    """A new name made of the prompt's letters; an existing file is never overwritten."""
+    stem = "".join(c if c.isalnum() else "-" for c in prompt)[:60].strip("-") or "picture"
+    names = (folder / f"{stem}-{i:03d}.png" for i in range(1, 1_000_000))
+    return next(path for path in names if not path.exists())
+
+
+def _write_png(path: Path, picture: Image.Image, recipe: Recipe | Mapping[str, Any], tell: Tell) -> Path:
+    info = PngImagePlugin.PngInfo()
+    content = asdict(recipe) if isinstance(recipe, Recipe) else dict(recipe)
+    info.add_itxt(CHUNK, json.dumps(content, ensure_ascii=False, sort_keys=True))
+    with tensorfile.replacing(path) as temporary:
+        picture.save(temporary, "PNG", pnginfo=info)
+    tell(Saved(str(path), path.stat().st_size, "picture"))
+    return path
+
+
+def _write_grid(
+    painter: Painter, recipes: Sequence[Recipe], deltas: Sequence[tuple[Delta, float]], grid: str, out: str | Path | None,
+    tell: Tell,
+) -> Path:  # fmt: skip
+    """Rows: the prompts or pictures asked for; columns: the values of the grid's key."""
+    key, values = parse_grid(grid)
+    rows_of = [recipes[0]] if key == "prompt" else list(recipes)
+    tell(Phase("draw", len(rows_of) * len(values), "pictures"))
+    rows = []
+    for recipe in rows_of:
+        row = []
+        for value in values:
+            changed, strengths = _varied(recipe, deltas, key, value)
+            row.append(painter.draw([changed], strengths)[0])
+            tell(Tick(len(rows) * len(values) + len(row), f"{key} {value}"))
+        rows.append(row)
+    labels = [f"seed {r.seed}" if key == "prompt" else f"{r.prompt}\nseed {r.seed}" for r in rows_of]
+    columns = [value if key == "prompt" else f"{key} {value}" for value in values]
+    target = Path(out) if out else _free(Path(), f"grid {key}")
+    if target.suffix.lower() != ".png":
+        target = _free(target, f"grid {key}")
+    return _write_png(target, sheet.grid(rows, labels, columns), {**asdict(recipes[0]), "grid": grid}, tell)
+
+
+def parse_grid(grid: str) -> tuple[str, list[str]]:
+    """`KEY=V1,V2,...` (prompts: `prompt=P1|P2|...`) as the key and its values.
+
+    Raises:
+        UsageError: an unknown key, no values, or a value that is no number where one is needed.
+    """
+    key, _, text = grid.partition("=")
+    values = [v.strip() for v in text.split("|" if key == "prompt" else ",") if v.strip()]
+    if key not in GRID_KEYS or not values:
+        raise UsageError(f"grid {grid!r} is not understood", where="--grid", expected=f"one of {', '.join(GRID_KEYS)}, "
+                         "e.g. strength=0,0.5,1 or prompt=a cat|a dog")  # fmt: skip
+    try:
+        [float(v) for v in values if key != "prompt"]
+    except ValueError as error:
+        raise UsageError(f"grid {grid!r}: {error}", where="--grid", expected="numbers") from error
+    return key, values
+
+
+def _varied(
+    recipe: Recipe, deltas: Sequence[tuple[Delta, float]], key: str, value: str
+) -> tuple[Recipe, list[tuple[Delta, float]]]:
+    if key == "strength":
+        return recipe, [(delta, float(value) * strength) for delta, strength in deltas]
+    typed = {"prompt": str, "seed": int, "steps": int, "guidance": float}[key](value)
+    return replace(recipe, **{key: typed}), list(deltas)
