@@ -40,7 +40,7 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
 
 def _eight_bit(image: Image.Image, notes: list[str]) -> Image.Image:
     """Grey of 16 or 32 bits or floating point, scaled to 0..255 by its range and rounded."""
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image).astype(np.float32)
     if not np.isfinite(values).all():
         raise InputError("it holds pixels that are not finite numbers", advice="save it as PNG or JPEG")
     low, high = float(values.min()), float(values.max())
@@ -62,7 +62,7 @@ def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         image = image.convert("LA")
         return image.getchannel("L"), image.getchannel("A")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         alpha = image.getchannel("A")
     if image.mode == "1":
         image = image.convert("L")

@@ -9,6 +9,7 @@ import importlib
 import io
 import stat
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from deltaw.errors import InputError
 
 MAX_PIXELS = 100_000_000
 """Refused by the header beyond it, before any pixel is decoded; about 400 MB of memory in Pillow."""
+LARGE_PIXELS = 25_000_000
+"""Beyond it pictures are decoded one at a time, whatever the number of threads: memory is bounded by one of them."""
 MAX_SIDE_PX = 30_000
 MIN_SIDE_PX = 16
 """Nothing that a base draws fits in less."""
@@ -40,6 +43,8 @@ UPRIGHT = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """EXIF orientation to what undoes it (EXIF 2.32, 4.6.4); 1 is upright and 0 is "not known"."""
+
+_ONE_LARGE = threading.Lock()
 
 DNG_VERSION_TAG, SUBFILE_TAG, SUB_IFDS_TAG = 50706, 254, 330
 
@@ -126,10 +131,11 @@ def _decode(file: io.BufferedReader, kind: sniff.Kind) -> tuple[Image.Image, tup
         image = Image.open(file, formats=(kind.pillow,))
         _check_size(image)
         _refuse_preview(image)
-        frames = _frames(image)
-        image.load()
-        image, turned = _upright(image)
-        image, coloured = to_srgb(image)
+        with _ONE_LARGE if image.width * image.height > LARGE_PIXELS else contextlib.nullcontext():
+            frames = _frames(image)
+            image.load()
+            image, turned = _upright(image)
+            image, coloured = to_srgb(image)
     except BROKEN as error:
         raise InputError(_damage(kind, error), advice=sniff.FETCH_AGAIN) from error
     return image, (*frames, *turned, *coloured)

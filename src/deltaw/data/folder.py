@@ -26,7 +26,6 @@ PICTURE_SUFFIXES = frozenset({
 })  # fmt: skip
 """Names that promise a picture: such a file is reported when it is none. Others may still be pictures."""
 MAX_THREADS = 4
-"""Each may hold a picture of `decode.MAX_PIXELS` in memory."""
 
 
 @dataclass(frozen=True)
