@@ -1,0 +1,76 @@
+"""The plain peft loop that DeltaW is compared with: peft injected into diffusers' UNet, nothing else.
+
+    python -m benchmarks.plain_peft FOLDER OUT.safetensors [--steps 150] [--batch 16] [--lr 1e-3] [--rank 8]
+
+Latents and text embeddings are encoded once, as any sensible loop does; precision is bfloat16 where
+the CPU has it; sampling, times and noise are uniform, the rate is constant, AdamW as torch ships it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+
+from benchmarks.held_out import CPU
+from deltaw import device, tensorfile
+from deltaw.data import folder, image
+from deltaw.families import sd
+from deltaw.zoo import bundled_base
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--rank", type=int, default=8)
+    args = parser.parse_args()
+    base = sd.open_base(bundled_base())
+    latents, texts = encode(base, args.folder)
+    dtype, _ = device.compute_dtype(CPU)
+    unet = base.denoiser(CPU, dtype)
+    unet.add_adapter(
+        LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian",
+                   target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    )  # fmt: skip
+    parameters = [p for p in unet.parameters() if p.requires_grad]
+    for p in parameters:
+        p.data = p.data.float()
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr)
+    torch.manual_seed(0)
+    start = time.perf_counter()
+    for _ in range(args.steps):
+        chosen = torch.randint(len(latents), (args.batch,))
+        times = torch.randint(base.schedule.n_times, (args.batch,))
+        a, s = base.schedule.at(times)
+        e = torch.randn(args.batch, *latents.shape[1:])
+        x, target = a * latents[chosen] + s * e, a * e - s * latents[chosen]
+        prediction = base.denoise(unet, x.to(dtype), times, texts[chosen].to(dtype))
+        torch.nn.functional.mse_loss(prediction.float(), target).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    print(f"plain peft: {args.steps} steps in {time.perf_counter() - start:.1f} s")
+    state = {f"unet.{k}": v for k, v in get_peft_model_state_dict(unet).items()}
+    tensorfile.write(args.out, state)
+
+
+def encode(base: sd.StableDiffusion, pictures: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents (n, c, h, w) and texts (n, n_tok, width) of a folder."""
+    dataset = folder.scan(pictures)
+    side = base.resolution_px
+    encode_image, encode_text = base.image_encoder(CPU), base.text_encoder(CPU)
+    pixels = [image.fit(image.load(p.path), (side, side)) for p in dataset.pictures]
+    latents = torch.cat([encode_image(p[None]) for p in pixels])
+    return latents, encode_text([p.caption for p in dataset.pictures])
+
+
+if __name__ == "__main__":
+    main()
