@@ -17,7 +17,7 @@ def test_examples_are_used_whole(name):
     assert not dataset.skipped
     assert all(picture.caption.endswith(f"{name} style") for picture in dataset.pictures)
     assert all(picture.caption_source == picture.name.replace(".png", ".txt") for picture in dataset.pictures)
-    assert dataset.notes == ("1 other files are no pictures and were left alone: ATTRIBUTION.md",)
+    assert dataset.notes == ("files that are no pictures, left alone (1): ATTRIBUTION.md",)
 
 
 def test_scanning_twice_gives_the_same():
@@ -43,7 +43,7 @@ def test_nested_folders_and_their_captions(tmp_path):
         ("one/a.png", "one/a.png", "one/a.txt"),
         ("one/two/a.png", "one/two/a.png", "one/two/a.txt"),
     ]
-    assert dataset.notes == ("1 caption files belong to no picture: one/two/lonely.txt",)
+    assert dataset.notes == ("caption files without a picture (1): one/two/lonely.txt",)
 
 
 def test_best_caption_file_first(tmp_path):

@@ -64,8 +64,8 @@ def test_row_18_counted_and_told_once(tmp_path):
         "2.png": ("", "none"),
         "fox.png": ("fox", "file name"),
     }
-    assert [note for note in dataset.notes if "no caption" in note] == [
-        "3 pictures have no caption: 0.png, 1.png, 2.png"
+    assert [note for note in dataset.notes if "without a caption" in note] == [
+        "pictures without a caption (3): 0.png, 1.png, 2.png"
     ]
     (finding,) = (finding for finding in lint.lint(dataset, 32, 32) if finding.kind == "no caption")
     assert finding.names == ("0.png", "1.png", "2.png")
@@ -263,6 +263,15 @@ def test_row_22_unreadable_table_stops_and_is_named(tmp_path, name, content, sai
     assert caught.value.advice
 
 
+def test_row_22_two_tables_that_differ(tmp_path):
+    put(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,one\n")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "two"}')
+    dataset = scan(tmp_path)
+    assert by_name(dataset) == {"a.png": ("one", "metadata.csv:2")}
+    assert reasons(dataset) == {"metadata.jsonl:1": "a.png has another caption in metadata.csv:2 already"}
+
+
 def test_row_22_half_an_emoji_in_json_harms_nobody(tmp_path):
     put(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "fox \\ud83e\\u0000 tail"}')
@@ -284,4 +293,4 @@ def test_row_22_caption_linked_from_outside_is_told(tmp_path):
     put(tmp_path / "set" / "a.png")
     (tmp_path / "secret").write_text("a password")
     (tmp_path / "set" / "a.txt").symlink_to(tmp_path / "secret")
-    assert "1 links lead out of the folder and are followed: a.txt" in scan(tmp_path / "set").notes
+    assert "links that lead out of the folder, followed (1): a.txt" in scan(tmp_path / "set").notes

@@ -81,7 +81,7 @@ def test_row_01_truncated_jpeg_stays_refused_where_another_library_lets_it_pass(
     (tmp_path / "half.jpg").write_bytes(raw[: len(raw) // 2])
     with pytest.raises(InputError, match=r"cut off"):
         load(tmp_path / "half.jpg")
-    with pytest.raises(InputError, match=r"no picture can be used \(1 skipped"):
+    with pytest.raises(InputError, match=r"no picture can be used \(skipped: 1,"):
         scan(tmp_path)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
@@ -589,7 +589,7 @@ def test_row_13_same_stem_and_same_letters(tmp_path):
     dataset = scan(tmp_path)
     assert names(dataset) == ["A.png", "a.PNG", "a.jpg", "a.png"]
     assert [p.caption for p in dataset.pictures] == ["", "shared", "shared", "shared"]
-    assert "1 caption files serve several pictures each: a.txt" in dataset.notes
+    assert "caption files for several pictures each (1): a.txt" in dataset.notes
     assert len({key(p.digest, p.caption) for p in dataset.pictures}) == 4
 
 
@@ -672,7 +672,7 @@ def test_row_15_links_loops_and_specials(tmp_path):
     assert found["pipe.png"] == "a named pipe, not a file"
     assert found["sock.png"] == "a socket, not a file"
     notes = "\n".join(dataset.notes)
-    assert "1 links lead out of the folder and are followed: linked.png" in notes
+    assert "links that lead out of the folder, followed (1): linked.png" in notes
     assert "again leads to a folder that is read already" in notes
     assert "sub/up leads to a folder that is read already" in notes
 
@@ -784,7 +784,7 @@ def test_row_17_nothing_usable_says_why_for_every_file(tmp_path):
     with pytest.raises(InputError) as caught:
         scan(tmp_path)
     text = str(caught.value)
-    assert "30 skipped, 1 other files left alone" in text
+    assert "skipped: 30, left alone: 1" in text
     assert "00.png: this is an empty file" in text
     assert "19.png" in text
     assert "20.png" not in text

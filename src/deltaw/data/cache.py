@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import platformdirs
-import safetensors
 import safetensors.torch
 
 from deltaw.errors import DeltawError

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw.data import metadata
-from deltaw.data.captions import SUFFIXES, Captions, key, require_encoding, sidecars
-from deltaw.data.decode import Decoded, decode, peek, strict
-from deltaw.data.walk import MOST_LISTED, Found, Skipped, listed, printable, shown, walk
+from deltaw.data.captions import SUFFIXES, Caption, Captions, key, require_encoding, sidecars
+from deltaw.data.decode import decode, peek, strict
+from deltaw.data.walk import MOST_LISTED, Found, Skipped, counted, printable, shown, walk
 from deltaw.errors import InputError
 from deltaw.events import Phase, Tell, Tick, silent
 
@@ -141,13 +141,17 @@ def _sorted_out(found: Found) -> tuple[list[Path], list[Path], list[Path]]:
 def _captions(
     root: Path, tables: list[Path], texts: list[Path], encoding: str | None, from_file_names: bool
 ) -> tuple[Captions, list[Skipped]]:
-    rows, skipped = {}, []
+    rows: dict[str, Caption] = {}
+    skipped: list[Skipped] = []
     for table in tables:
         more, bad = metadata.read(table, root, encoding)
-        rows = {**more, **rows}
         skipped += bad
-    by_key = sidecars((_name(path, root), path) for path in texts)
-    return Captions(root, by_key, rows, encoding, from_file_names), skipped
+        for name, row in more.items():
+            if rows.setdefault(name, row).text != row.text:
+                reason = f"{printable(name)} has another caption in {rows[name].source} already"
+                skipped.append(Skipped(table, row.source, reason))
+    by_name = sidecars((_name(path, root), path) for path in texts)
+    return Captions(root, by_name, rows, encoding, from_file_names), skipped
 
 
 def _name(path: Path, root: Path) -> str:
@@ -179,16 +183,13 @@ def _examine(path: Path, root: Path, captions: Captions) -> Picture | Skipped | 
         caption = captions.of(_name(path, root))
     except InputError as error:
         return Skipped(path, shown(path, root), f"its caption {error.where}: {_reason(error)}")
-    return _picture(path, root, decoded, caption.text, caption.source, caption.notes)
+    size, notes = decoded.image.size, decoded.notes + caption.notes
+    return Picture(path, shown(path, root), decoded.digest, size, caption.text, caption.source, notes)
 
 
 def _reason(error: InputError) -> str:
     expected = f", expected {error.expected}" if error.expected else ""
     return f"{error.what}{expected}; {error.advice}" if error.advice else error.what + expected
-
-
-def _picture(path: Path, root: Path, decoded: Decoded, text: str, source: str, notes: tuple[str, ...]) -> Picture:
-    return Picture(path, shown(path, root), decoded.digest, decoded.image.size, text, source, decoded.notes + notes)
 
 
 def _rows_without_picture(root: Path, captions: Captions, candidates: list[Path]) -> list[Skipped]:
@@ -206,20 +207,20 @@ def _notes(
     """What is true of the folder as a whole, each said once."""
     root, notes = captions.root, []
     if others:
-        notes.append(f"{len(others)} other files are no pictures and were left alone: {listed(others)}")
+        notes.append(counted("files that are no pictures, left alone", others))
     n_users = Counter(text for path in candidates for text in captions.files_of(_name(path, root)))
     if lonely := [shown(text, root) for text in texts if not n_users[text]]:
-        notes.append(f"{len(lonely)} caption files belong to no picture: {listed(lonely)}")
+        notes.append(counted("caption files without a picture", lonely))
     if shared := [shown(text, root) for text in texts if n_users[text] > 1]:
-        notes.append(f"{len(shared)} caption files serve several pictures each: {listed(shared)}")
+        notes.append(counted("caption files for several pictures each", shared))
     if empty := [picture.name for picture in pictures if not picture.caption]:
-        notes.append(f"{len(empty)} pictures have no caption: {listed(empty)}")
+        notes.append(counted("pictures without a caption", empty))
     return notes
 
 
 def _nothing_usable(root: Path, skipped: list[Skipped], n_ignored: int) -> InputError:
     """One error with the counts and every reason, the first `MOST_LISTED` of them by name."""
-    what = f"no picture can be used ({len(skipped)} skipped, {n_ignored} other files left alone)"
+    what = f"no picture can be used (skipped: {len(skipped)}, left alone: {n_ignored})"
     lines = [f"{item.name}: {item.reason}" for item in skipped[:MOST_LISTED]]
     if len(skipped) > MOST_LISTED:
         lines.append(f"and {len(skipped) - MOST_LISTED} more")

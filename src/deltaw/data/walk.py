@@ -60,7 +60,7 @@ def walk(root: Path, exclude: Sequence[Path] = ()) -> Found:
     found.files.sort(key=lambda path: order(path, root))
     found.skipped.sort(key=lambda skipped: order(skipped.path, root))
     if away := [shown(p, root) for p in found.links if not Path(os.path.realpath(p)).is_relative_to(home)]:
-        found.notes.append(f"{len(away)} links lead out of the folder and are followed: {listed(away)}")
+        found.notes.append(counted("links that lead out of the folder, followed", away))
     return found
 
 
@@ -124,7 +124,7 @@ def _is_shown(char: str) -> bool:
     return char == "\u200d" or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")  # U+200D joins emoji
 
 
-def listed(names: Sequence[str]) -> str:
-    """The names for a message, the first `MOST_LISTED` of them."""
+def counted(what: str, names: Sequence[str]) -> str:
+    """`what` (how many): which; with the first `MOST_LISTED` names."""
     more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return ", ".join(names[:MOST_LISTED]) + more
+    return f"{what} ({len(names)}): {', '.join(names[:MOST_LISTED])}{more}"
