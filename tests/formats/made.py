@@ -16,7 +16,7 @@ KINDS = (
 )  # fmt: skip
 
 
-def paths(variant: str, n_most: int = 60) -> list[str]:
+def paths(variant: str, n_most: int = 24) -> list[str]:
     """Linear and convolution paths of a variant, spread over its depth, fused groups complete."""
     found = [
         path for path, shape in listing.modules(variant).items()
@@ -24,7 +24,7 @@ def paths(variant: str, n_most: int = 60) -> list[str]:
     ]  # fmt: skip
     blocks = list(dict.fromkeys(path.rpartition(".")[0] for path in found))
     step = max(1, len(blocks) * 3 // n_most)
-    chosen = set(blocks[::step]) | set(blocks[-3:])
+    chosen = set(blocks[::step]) | set(blocks[-2:])
     return [path for path in found if path.rpartition(".")[0] in chosen]
 
 

@@ -22,7 +22,7 @@ def of_algorithm(name: str, family: str, variant: str) -> Delta:
     ends = (".to_out.0", ".ff.net.2", ".out_proj", ".conv2", ".proj_out", ".attn.to_out.0")
     generator = torch.Generator().manual_seed(0)
     updates: dict[str, Update] = {}
-    for path in [p for p in shapes if p.endswith(ends) and max(shapes[p]) <= 3072][:8]:
+    for path in [p for p in shapes if p.endswith(ends) and max(shapes[p]) <= 3072][:3]:
         tensors = adapters.named(name).init(shapes[path], 2, 1.5, generator)
         tensors = {n: torch.rand(t.shape, generator=generator).half() if t.is_floating_point() and t.ndim else t
                    for n, t in tensors.items()}  # fmt: skip

@@ -98,7 +98,9 @@ def of_dense(weight: torch.Tensor, n_most: int, generator: torch.Generator, n_pa
     if 3 * n_columns >= min(weight.shape):
         u, s, vt = torch.linalg.svd(weight, full_matrices=False)
         return Spectrum(u[:, :n_most], s[:n_most], vt[:n_most], float(s[n_most:].double().square().sum()))
-    basis = torch.linalg.qr(weight @ torch.randn(weight.shape[1], n_columns, generator=generator, dtype=weight.dtype))[0]
+    basis = torch.linalg.qr(weight @ torch.randn(weight.shape[1], n_columns, generator=generator, dtype=weight.dtype))[
+        0
+    ]
     for _ in range(n_passes):
         basis = torch.linalg.qr(weight.mT @ basis)[0]
         basis = torch.linalg.qr(weight @ basis)[0]
@@ -145,7 +147,11 @@ def choose_ranks(
     if budget.rank is not None:
         return {path: min(budget.rank, len(values)) for path, (values, _) in spectra.items()}
     steps = sorted(
-        ((value * value / costs[path], i, path) for path, (values, _) in spectra.items() for i, value in enumerate(values)),
+        (
+            (value * value / costs[path], i, path)
+            for path, (values, _) in spectra.items()
+            for i, value in enumerate(values)
+        ),
         key=lambda step: (-step[0], step[1], step[2]),
     )
     if budget.n_bytes is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from deltaw.errors import InputError
+from deltaw.families import ALL, Family
 from deltaw.tensorfile import read_header
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -53,12 +54,12 @@ def shapes_of(folder: str | Path) -> Shapes:
     folder = Path(folder)
     found: dict[str, tuple[int, ...]] = {}
     for component in COMPONENTS:
-        names = [path for path in sorted((folder / component).glob("*.safetensors")) if not _is_twin(path)]
-        is_clip = _is_clip(folder / component / "config.json") if names else False
+        names = weight_files(folder / component)
+        clip = is_clip(folder / component / "config.json") if names else False
         for name in names:
             for key, info in read_header(name).tensors.items():
                 if key.endswith(".weight"):
-                    found[canonical(component, key.removesuffix(".weight"), is_clip)] = info.shape
+                    found[canonical(component, key.removesuffix(".weight"), clip)] = info.shape
     if not found:
         raise InputError(
             "no base model is here", where=folder, expected="a diffusers folder with safetensors files in unet/ or transformer/",
@@ -67,13 +68,37 @@ def shapes_of(folder: str | Path) -> Shapes:
     return found
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a component, shards included, without the half-precision copies beside them."""
+    return [path for path in sorted(folder.glob("*.safetensors")) if not _is_twin(path)]
+
+
+def family_of(shapes: Shapes) -> Family:
+    """The family that a base of these shapes belongs to: most names and dimensions in common.
+
+    Raises:
+        InputError: the base's modules are no known family's.
+    """
+
+    def in_common(family: Family) -> tuple[int, int]:
+        listed = modules(family.variants[0])
+        same = [path for path in shapes if path in listed and len(shapes[path]) == len(listed[path])]
+        return len(same), sum(shapes[path] == listed[path] for path in same)
+
+    best = max(ALL, key=in_common)
+    if not in_common(best)[0]:
+        raise InputError("the base is of no family that DeltaW knows", expected=", ".join(f.title for f in ALL))
+    return best
+
+
 def _is_twin(path: Path) -> bool:
     """A half-precision copy (`model.fp16.safetensors`) beside the file itself."""
     plain = path.with_name(path.name.replace(".fp16", ""))
     return plain != path and plain.exists()
 
 
-def _is_clip(config: Path) -> bool:
+def is_clip(config: Path) -> bool:
+    """Whether a component's config.json describes a CLIP."""
     try:
         described = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

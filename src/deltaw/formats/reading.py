@@ -101,31 +101,11 @@ def _split(header: Header, dialects: Sequence[Dialect]) -> tuple[list[Entry], li
 
 def _candidates(shapes: Shapes | None) -> Iterable[tuple[Family, str, Shapes]]:
     if shapes is not None:
-        yield family_of(shapes), "", shapes
+        yield listing.family_of(shapes), "", shapes
         return
     for family in families.ALL:
         for variant in family.variants:
             yield family, variant, listing.modules(variant)
-
-
-def family_of(shapes: Shapes) -> Family:
-    """The family that a base of these shapes belongs to: most names and dimensions in common.
-
-    Raises:
-        InputError: the base's modules are no known family's.
-    """
-
-    def in_common(family: Family) -> tuple[int, int]:
-        listed = listing.modules(family.variants[0])
-        same = [path for path in shapes if path in listed and len(shapes[path]) == len(listed[path])]
-        return len(same), sum(shapes[path] == listed[path] for path in same)
-
-    best = max(families.ALL, key=in_common)
-    if not in_common(best)[0]:
-        raise InputError(
-            "the base is of no family that DeltaW knows", expected=", ".join(f.title for f in families.ALL)
-        )
-    return best
 
 
 def _score(entries: list[Entry], places: Mapping[str, Places], header: Header, shapes: Shapes) -> tuple[int, int]:

@@ -81,12 +81,12 @@ def base_shapes(delta: Delta, family: Family) -> Shapes:
 
     def fit(listed: Shapes) -> tuple[int, int]:
         own = [(update, listed[path]) for path, update in delta.updates.items() if path in listed]
-        return sum(not problem(update, shape) for update, shape in own), len(own)
+        return sum(not problem_of(update, shape) for update, shape in own), len(own)
 
     return max(variants, key=fit)
 
 
-def problem(update: Update, shape: tuple[int, ...]) -> str:
+def problem_of(update: Update, shape: tuple[int, ...]) -> str:
     """Why an update cannot change a weight of `shape`, or ""."""
     return adapters.fits(update.algorithm, {name: tuple(t.shape) for name, t in update.tensors.items()}, shape)
 

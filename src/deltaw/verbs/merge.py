@@ -21,6 +21,7 @@ from deltaw.delta import Delta, Update
 from deltaw.errors import InputError, UnverifiedError, UsageError
 from deltaw.events import Note, Phase, Saved, Tell, Tick, Warn, silent
 from deltaw.families.checkpoint import open_checkpoint
+from deltaw.families.listing import Shapes
 from deltaw.formats import saving
 
 if TYPE_CHECKING:
@@ -92,17 +93,19 @@ def merge(
     _require_usable(files, out, method, density, wanted.is_set)
     terms = _load(files, weights or {}, strict, tell)
     shapes = common_shapes([term.delta for term in terms], [str(path) for path, _ in files])
-    kind = _dtype(dtype, terms, exact=not wanted.is_set)
-    generator = _generator(seed)
+    kind = written_dtype(dtype, terms, exact=not wanted.is_set)
+    generator = seeded(seed)
     with ExitStack() as stack:
-        weight: Weights | None = stack.enter_context(open_checkpoint(base).reader()).weight if base is not None else None
+        weight: Weights | None = (
+            stack.enter_context(open_checkpoint(base).reader()).weight if base is not None else None
+        )
         sums = _sums(terms, shapes, method, density, generator, weight, tell)
         updates, layers = reduce(sums, wanted, kind, generator)
         if not updates:
             raise InputError("nothing is left to write", where=out, expected="a weight other than 0, a budget above one rank",
                              advice="check the weights and the budget")  # fmt: skip
         merged = Delta(terms[0].delta.family, updates, _triggers(terms), _metadata(terms))
-        error, n_bytes = write_verified(merged, sums, layers, Path(out), dialect, generator)
+        error, n_bytes = write_verified(merged, sums, layers, shapes, Path(out), dialect, generator)
     tell(Saved(str(out), n_bytes, f"{len(updates)} modules, relative error {error:.1e}"))
     return MergeReport(Path(out), n_bytes, merged.family, tuple(layers), error, budget.overall(layers)[1])
 
@@ -129,25 +132,34 @@ def reduce(
 
 
 def write_verified(
-    merged: Delta, sums: Mapping[str, Sum], layers: Sequence[Layer], out: Path, dialect: str, generator: torch.Generator
-) -> tuple[float, int]:
+    merged: Delta, sums: Mapping[str, Sum], layers: Sequence[Layer], shapes: Shapes, out: Path, dialect: str,
+    generator: torch.Generator,
+) -> tuple[float, int]:  # fmt: skip
     """Writes, loads again and compares on probes before the file takes its name; the measured error and the size.
 
     Raises:
+        InputError: numbers are too large for the dtype.
         UnverifiedError: the file does something else than what was asked for.
     """
+    for path, update in merged.updates.items():
+        if not all(bool(tensor.isfinite().all()) for tensor in update.tensors.values()):
+            raise InputError(f"{path} is too large for the dtype, or was not finite", where=out, expected="finite numbers",
+                             advice="choose --dtype float32, or smaller weights")  # fmt: skip
     if formats.named(dialect).NAME == "peft":
         formats.save(merged, out, dialect)
-        return _verify(out, sums, layers, generator), sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+        return _verify(out, sums, layers, shapes, generator), sum(
+            f.stat().st_size for f in out.rglob("*") if f.is_file()
+        )
     with tensorfile.replacing(out) as temporary:
         formats.save(merged, temporary, dialect)
-        error = _verify(temporary, sums, layers, generator)
+        error = _verify(temporary, sums, layers, shapes, generator)
     return error, out.stat().st_size
 
 
-def _verify(path: Path, sums: Mapping[str, Sum], layers: Sequence[Layer], generator: torch.Generator) -> float:
-    shapes = {name: total.shape for name, total in sums.items()}
-    written, _ = formats.load(path, shapes=_with_base(shapes, path))
+def _verify(
+    path: Path, sums: Mapping[str, Sum], layers: Sequence[Layer], shapes: Shapes, generator: torch.Generator
+) -> float:
+    written, _ = formats.load(path, shapes=shapes)
     promised = {layer.path: layer.error for layer in layers}
     lost = whole = 0.0
     for name, total in sums.items():
@@ -161,12 +173,6 @@ def _verify(path: Path, sums: Mapping[str, Sum], layers: Sequence[Layer], genera
     return math.sqrt(lost / whole) if whole else 0.0
 
 
-def _with_base(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, tuple[int, ...]]:
-    """The modules' shapes with the rest of the base that they fit, so that the file is read as it was written."""
-    del path
-    return dict(shapes)
-
-
 def common_shapes(deltas: Sequence[Delta], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """The base's weight shapes that all changes fit.
 
@@ -175,12 +181,19 @@ def common_shapes(deltas: Sequence[Delta], names: Sequence[str]) -> dict[str, tu
     """
     kinds = {delta.family for delta in deltas}
     if len(kinds) > 1:
-        each = ", ".join(f"{Path(n).name}: {families.named(d.family).title}" for n, d in zip(names, deltas, strict=True))
-        raise InputError(f"they belong to different bases ({each})", expected="changes of one base", advice="leave the others out")
+        each = ", ".join(
+            f"{Path(n).name}: {families.named(d.family).title}" for n, d in zip(names, deltas, strict=True)
+        )
+        raise InputError(
+            f"they belong to different bases ({each})", expected="changes of one base", advice="leave the others out"
+        )
     everything = Delta(deltas[0].family, {path: update for delta in deltas for path, update in delta.updates.items()})
     shapes = dict(saving.base_shapes(everything, families.named(deltas[0].family)))
     for delta, name in zip(deltas, names, strict=True):
         for path, update in delta.updates.items():
+            if path not in shapes:
+                raise InputError(f"the base that the other files fit has no module {path}", where=name,
+                                 expected="changes of one base", advice="check which base each was trained on")  # fmt: skip
             if why := saving.problem_of(update, shapes[path]):
                 raise InputError(f"{path} has another width than in the other files ({why})", where=name,
                                  expected="changes of one base", advice="check which base each was trained on")  # fmt: skip
@@ -195,9 +208,13 @@ def _require_usable(
     if method not in METHODS:
         raise UsageError(f"no method is called {method!r}", where="--method", expected=", ".join(METHODS))
     if method != "sum" and not cut:
-        raise UsageError(f"{method} makes changes of full rank", where="--method", expected="--rank, --energy or --size with it")
+        raise UsageError(
+            f"{method} makes changes of full rank", where="--method", expected="--rank, --energy or --size with it"
+        )
     if not 0 < density <= 1:
-        raise UsageError(f"density {density} keeps nothing or more than all", where="--density", expected="above 0, up to 1")
+        raise UsageError(
+            f"density {density} keeps nothing or more than all", where="--density", expected="above 0, up to 1"
+        )
     for path, weight in files:
         if not math.isfinite(weight):
             raise UsageError(f"the weight {weight} is no number", where=path)
@@ -210,7 +227,9 @@ def require_other(path: str | Path, out: str | Path) -> None:
     Raises:
         UsageError: both are the same file.
     """
-    if Path(path).resolve() == Path(out).resolve() or (Path(out).exists() and Path(path).exists() and Path(out).samefile(path)):
+    if Path(path).resolve() == Path(out).resolve() or (
+        Path(out).exists() and Path(path).exists() and Path(out).samefile(path)
+    ):
         raise UsageError("the output is an input", where=out, expected="another name", advice="choose another -o")
 
 
@@ -219,7 +238,9 @@ def _load(
 ) -> list[Term]:
     stems = {Path(path).stem for path, _ in files}
     if unknown := [name for name in weights if name not in (*stems, "*")]:
-        raise UsageError(f"no file is called {unknown[0]!r}", where="--weights", expected=", ".join(("*", *sorted(stems))))
+        raise UsageError(
+            f"no file is called {unknown[0]!r}", where="--weights", expected=", ".join(("*", *sorted(stems)))
+        )
     seen: set[Path] = set()
     terms: list[Term] = []
     for path, weight in files:
@@ -248,7 +269,9 @@ def _sums(
             else:
                 sums[path] = combine.resolved(path, terms, shapes[path], method, density, generator, weight)
         except ValueError as error:
-            raise InputError(str(error), where=path, expected="the base it was trained on", advice="name it with --base") from error
+            raise InputError(
+                str(error), where=path, expected="the base it was trained on", advice="name it with --base"
+            ) from error
         tell(Tick(i + 1))
     return sums
 
@@ -270,7 +293,12 @@ def _changes_weight(total: Sum) -> bool:
     return total.dense is not None or (total.factors is not None and total.factors[0].shape[1] > 0)
 
 
-def _dtype(name: str | None, terms: Sequence[Term], exact: bool) -> torch.dtype:
+def written_dtype(name: str | None, terms: Sequence[Term], exact: bool) -> torch.dtype:
+    """The dtype of the written factors: as named, else float32 where exact and the inputs' widest where cut.
+
+    Raises:
+        UsageError: none is called so.
+    """
     import torch
 
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -278,14 +306,17 @@ def _dtype(name: str | None, terms: Sequence[Term], exact: bool) -> torch.dtype:
         raise UsageError(f"no dtype is called {name!r}", where="--dtype", expected=", ".join(known))
     if name is not None:
         return known[name]
-    found = {t.dtype for term in terms for u in term.delta.updates.values() for n, t in u.tensors.items() if n != "alpha"}
+    found = {
+        t.dtype for term in terms for u in term.delta.updates.values() for n, t in u.tensors.items() if n != "alpha"
+    }
     common = torch.float16
     for dtype in found & {torch.float32, torch.float16, torch.bfloat16}:
         common = torch.promote_types(common, dtype) if dtype != torch.bfloat16 or len(found) > 1 else dtype
     return torch.float32 if exact else common
 
 
-def _generator(seed: int) -> torch.Generator:
+def seeded(seed: int) -> torch.Generator:
+    """The only source of randomness of a verb."""
     import torch
 
     return torch.Generator().manual_seed(seed)

@@ -53,16 +53,32 @@ def parse(rank: int | None, energy: float | None, size: int | str | None) -> Bud
     """
     given = [name for name, value in (("--rank", rank), ("--energy", energy), ("--size", size)) if value is not None]
     if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} contradict each other", expected="one budget", advice="leave all but one out")
+        raise UsageError(
+            f"{' and '.join(given)} contradict each other", expected="one budget", advice="leave all but one out"
+        )
     if rank is not None and rank < 1:
         raise UsageError(f"rank {rank} keeps nothing", where="--rank", expected="1 or more")
     if energy is not None and not 0 < energy <= 1:
-        raise UsageError(f"{energy} is no share of the energy", where="--energy", expected="above 0, up to 1, e.g. 0.99")
+        raise UsageError(
+            f"{energy} is no share of the energy", where="--energy", expected="above 0, up to 1, e.g. 0.99"
+        )
     return Budget(rank, energy, None if size is None else _bytes(size))
 
 
 def _bytes(size: int | str) -> int:
-    units = {"b": 1, "": 1, "k": 1e3, "kb": 1e3, "m": 1e6, "mb": 1e6, "g": 1e9, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    units = {
+        "b": 1,
+        "": 1,
+        "k": 1e3,
+        "kb": 1e3,
+        "m": 1e6,
+        "mb": 1e6,
+        "g": 1e9,
+        "gb": 1e9,
+        "kib": 2**10,
+        "mib": 2**20,
+        "gib": 2**30,
+    }
     text = str(size).strip().lower()
     number = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
     unit = text[len(number) :].strip()

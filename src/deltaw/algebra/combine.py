@@ -1,0 +1,164 @@
+"""Sums of changes as values: Σ wᵢ·ΔWᵢ per module, exact, or under a rule for conflicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from deltaw import adapters
+from deltaw.adapters import conflict, lowrank, overlap
+from deltaw.adapters.lowrank import Spectrum
+from deltaw.adapters.overlap import Overlap
+from deltaw.delta import Delta, Update
+
+if TYPE_CHECKING:
+    import torch
+
+Weigh = Callable[[str], float]
+"""A module's path to the weight of a change there."""
+Weights = Callable[[str], "torch.Tensor"]
+"""A module's path to the base's weight."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A change with its weight, which may differ from module to module."""
+
+    delta: Delta
+    weigh: Weigh
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A module's sum: thin factors where every term has them, else dense; and the sum of the bias changes.
+
+    Args:
+        shape: of the weight.
+        factors: `up (out, k)`, `down (k, in·kh·kw)`.
+        dense: of `shape`; None where `factors` say all.
+        bias: `(out,)` or None.
+    """
+
+    shape: tuple[int, ...]
+    factors: tuple[torch.Tensor, torch.Tensor] | None
+    dense: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    def whole(self) -> torch.Tensor:
+        """The dense sum of `shape`."""
+        import torch
+
+        if self.dense is not None:
+            return self.dense
+        return (self.factors[0] @ self.factors[1]).reshape(self.shape) if self.factors else torch.zeros(self.shape)
+
+    def spectrum(self, n_most: int | None, generator: torch.Generator) -> Spectrum:
+        """Its singular values and vectors; at most `n_most` of a dense one."""
+        if self.factors is not None:
+            return lowrank.of_factors(*self.factors)
+        matrix = self.whole().flatten(1)
+        return lowrank.of_dense(matrix, min(*matrix.shape, n_most or min(matrix.shape)), generator)
+
+    def exact(self, dtype: torch.dtype) -> Update | None:
+        """The sum as an update that loses nothing but the rounding to `dtype`; None where nothing changes."""
+        tensors: dict[str, torch.Tensor] = {}
+        if self.factors is not None and self.factors[0].shape[1]:
+            ones = (1,) * (len(self.shape) - 2)
+            tensors["up"] = self.factors[0].reshape(*self.factors[0].shape, *ones).to(dtype).contiguous()
+            tensors["down"] = self.factors[1].reshape(-1, *self.shape[1:]).to(dtype).contiguous()
+        elif self.dense is not None:
+            tensors["diff"] = self.dense.to(dtype)
+        if self.bias is not None:
+            tensors["bias"] = self.bias.to(dtype)
+        return Update("lora" if "up" in tensors else "full", tensors) if tensors else None
+
+
+def paths(terms: Sequence[Term]) -> list[str]:
+    """Every module that some term changes, each once."""
+    return list(dict.fromkeys(path for term in terms for path in term.delta.updates))
+
+
+def sum_of(path: str, terms: Sequence[Term], shape: tuple[int, ...], weight: Weights | None = None) -> Sum:
+    """The exact sum of the terms' changes of one module, in at least float32.
+
+    Args:
+        path: canonical.
+        terms: with their weights; those of weight 0 take no part.
+        shape: of the module's weight.
+        weight: the base's weights, needed by algorithms whose ΔW depends on them.
+
+    Raises:
+        ValueError: a change depends on W, and `weight` is not given.
+    """
+    present = list(_present(path, terms))
+    bias = [w * update.tensors["bias"].float() for w, update in present if "bias" in update.tensors]
+    summed_bias = _summed(bias) if bias else None
+    thin = [(w, _factors(update, shape)) for w, update in present]
+    if len(shape) >= 2 and all(factors is not None for _, factors in thin):
+        products = [(w, *factors) for w, factors in thin if factors is not None]
+        return Sum(shape, lowrank.stacked(products) if products else None, None, summed_bias)
+    dense = [w * _dense(path, update, shape, weight) for w, update in present if not _only_bias(update)]
+    return Sum(shape, None, _summed(dense) if dense else None, summed_bias)
+
+
+def resolved(
+    path: str, terms: Sequence[Term], shape: tuple[int, ...], method: str, density: float,
+    generator: torch.Generator, weight: Weights | None = None,
+) -> Sum:  # fmt: skip
+    """As `sum_of`, with conflicts resolved by `method` "ties" or "dare"; dense."""
+    plain = sum_of(path, terms, shape, weight)
+    dense = [w * _dense(path, update, shape, weight) for w, update in _present(path, terms) if not _only_bias(update)]
+    if len(dense) < 2 and method == "ties":
+        return plain
+    made = conflict.ties(dense, density) if method == "ties" else conflict.dare(dense, density, generator)
+    return Sum(shape, None, made, plain.bias)
+
+
+def relate(path: str, a: Term, b: Term, shape: tuple[int, ...], weight: Weights | None = None) -> Overlap:
+    """How two terms' changes of one module meet, their weights included."""
+    one, other = (sum_of(path, [term], shape, weight) for term in (a, b))
+    if one.factors is not None and other.factors is not None:
+        return overlap.of_factors(one.factors, other.factors)
+    return overlap.of_dense(one.whole(), other.whole())
+
+
+def _present(path: str, terms: Sequence[Term]) -> Iterator[tuple[float, Update]]:
+    for term in terms:
+        if path in term.delta.updates and (w := term.weigh(path)) != 0:
+            yield w, term.delta.updates[path]
+
+
+def _only_bias(update: Update) -> bool:
+    return update.algorithm == "full" and "diff" not in update.tensors
+
+
+def _factors(update: Update, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    import torch
+
+    if _only_bias(update):
+        return torch.zeros(shape[0], 0), torch.zeros(0, math.prod(shape[1:]))
+    return adapters.factors(update.algorithm, update.tensors, shape)
+
+
+def _dense(path: str, update: Update, shape: tuple[int, ...], weight: Weights | None) -> torch.Tensor:
+    needs = adapters.needs_base(update.algorithm, update.tensors)
+    base = weight(path) if needs and weight is not None else None
+    return adapters.dense(update.algorithm, update.tensors, shape, base)
+
+
+def _summed(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    return torch.stack(list(parts)).sum(0) if len(parts) > 1 else parts[0]
+
+
+def by_pattern(weight: float, patterns: Mapping[str, float]) -> Weigh:
+    """A weight that the first glob pattern which matches a module's path multiplies."""
+
+    def weigh(path: str) -> float:
+        return weight * next((factor for pattern, factor in patterns.items() if fnmatchcase(path, pattern)), 1.0)
+
+    return weigh

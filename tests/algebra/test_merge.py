@@ -1,0 +1,166 @@
+"""`merge`: Σ wᵢ·ΔWᵢ to float32 rounding on true layer shapes, whatever the ranks, alphas, dialects and algorithms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltaw import formats
+from deltaw.delta import Delta, Update
+from deltaw.errors import InputError, UsageError
+from deltaw.events import Note
+from deltaw.families import listing
+from deltaw.verbs.merge import merge
+from tests.algebra.dense import dense, relative_error, summed
+from tests.formats import made
+from tests.formats.test_round_trip import of_algorithm
+
+BASES = [("sd1", "sd1"), ("sdxl", "sdxl"), ("flux1", "flux1")]
+
+
+def sampled(variant: str) -> list[str]:
+    """A dozen modules of each size that a variant has, small enough for dense references."""
+    shapes = listing.modules(variant)
+    kinds: dict[tuple[int, ...], str] = {}
+    for path in made.paths(variant):
+        if max(shapes[path]) <= 5120:
+            kinds.setdefault(shapes[path], path)
+    return list(kinds.values())[:6]
+
+
+def singular_values(matrix: torch.Tensor) -> torch.Tensor:
+    """Of a dense float64 matrix of a rank below 40, through its range; a whole SVD would take minutes."""
+    basis = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], 40, dtype=matrix.dtype))[0]
+    return torch.linalg.svdvals(basis.mT @ matrix)
+
+
+def three(family: str, variant: str, folder: Path) -> tuple[list[tuple[str | Path, float]], list[tuple[float, Delta]]]:
+    among = sampled(variant)
+    deltas = [
+        made.delta(family, variant, rank=4, alpha=1.0, among=among),
+        made.delta(family, variant, rank=16, alpha=None, among=among[::2], seed=1, dtype=torch.float32),
+        made.delta(family, variant, rank=7, alpha=3.0, among=among[1:], seed=2, dtype=torch.bfloat16),
+    ]
+    weights = (0.8, -1.25, 0.0)
+    for i, (delta, dialect) in enumerate(zip(deltas, ("kohya", "diffusers", "comfy"), strict=True)):
+        formats.save(delta, folder / f"{i}.safetensors", dialect)
+    files = [(folder / f"{i}.safetensors", w) for i, w in enumerate(weights)]
+    return files, list(zip(weights, deltas, strict=True))
+
+
+@pytest.mark.parametrize(("family", "variant"), BASES)
+def test_the_sum_is_exact_to_float32(family: str, variant: str, tmp_path: Path) -> None:
+    files, terms = three(family, variant, tmp_path)
+    report = merge(files, tmp_path / "out.safetensors")
+    wanted = summed(terms)
+    got, _ = formats.load(tmp_path / "out.safetensors", strict=True)
+    assert relative_error(dense(got), {p: w for p, w in wanted.items() if w.any()}) <= 1e-6
+    assert report.error <= 1e-6
+    assert report.energy == 1.0
+    assert sum(layer.rank for layer in report.layers if layer.path in got.updates) > 0
+
+
+@pytest.mark.parametrize("budget", [{"rank": 5}, {"energy": 0.9}, {"size": "300kB"}], ids=str)
+@pytest.mark.parametrize(("family", "variant"), BASES)
+def test_a_cut_is_the_optimum_and_says_what_it_costs(family: str, variant: str, budget: dict, tmp_path: Path) -> None:
+    files, terms = three(family, variant, tmp_path)
+    report = merge(files, tmp_path / "out.safetensors", **budget, dtype="float32")
+    wanted = {p: w for p, w in summed(terms).items() if w.any()}
+    got = dense(formats.load(tmp_path / "out.safetensors", strict=True)[0])
+    for layer in report.layers:
+        if layer.path in wanted:
+            matrix = wanted[layer.path].flatten(1)
+            s = singular_values(matrix)
+            optimum = float(s[layer.rank :].norm())
+            off = float((got.get(layer.path, torch.zeros_like(matrix)).flatten(1) - matrix).norm())
+            assert abs(off - optimum) <= 1e-5 * float(s.norm())
+            assert abs(layer.error - optimum) <= 1e-5 * float(s.norm())
+    error = relative_error(got, wanted)
+    assert abs((1 - report.energy) ** 0.5 - error) <= 1e-4
+    assert abs(report.error - error) <= 0.25 * error  # measured on eight random probes
+    if "size" in budget:
+        assert report.n_bytes <= 300_000
+    if "energy" in budget:
+        assert 1 - error**2 >= 0.9 - 1e-6
+
+
+@pytest.mark.parametrize("algorithm", ["loha", "lokr", "full"])
+def test_other_algorithms_become_their_change(algorithm: str, tmp_path: Path) -> None:
+    other = of_algorithm(algorithm, "sd1", "sd1")
+    plain = made.delta("sd1", "sd1", among=list(other.updates))
+    formats.save(other, tmp_path / "a.safetensors")
+    formats.save(plain, tmp_path / "b.safetensors")
+    merge([(tmp_path / "a.safetensors", 0.5), (tmp_path / "b.safetensors", 2.0)], tmp_path / "c.safetensors")
+    got, _ = formats.load(tmp_path / "c.safetensors", strict=True)
+    assert relative_error(dense(got), summed([(0.5, other), (2.0, plain)])) <= 1e-6
+
+
+def test_block_weights_multiply_where_the_pattern_fits(tmp_path: Path) -> None:
+    delta = made.delta("sd1", "emoji")
+    formats.save(delta, tmp_path / "a.safetensors")
+    merge([(tmp_path / "a.safetensors", 2.0)], tmp_path / "b.safetensors", weights={"a": {"unet.*": 0.5, "*": 0.0}})
+    got, _ = formats.load(tmp_path / "b.safetensors")
+    wanted = {p: w for p, w in summed([(1.0, delta)]).items() if p.startswith("unet.")}
+    assert set(got.updates) == set(wanted)
+    assert relative_error(dense(got), wanted) <= 1e-6
+
+
+def test_ties_and_dare_on_planted_conflicts(tmp_path: Path) -> None:
+    path = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    shape = listing.modules("emoji")[path]
+    a, b = torch.zeros(shape), torch.zeros(shape)
+    a[0, :8], b[0, :8] = 3.0, -1.0  # a conflict: the stronger sign is elected, the other does not dampen it
+    a[1, :8], b[1, :8] = 2.0, 4.0  # agreement: the mean
+    a[2, :8] = 5.0  # no rival: as it is
+    for name, change in (("a", a), ("b", b)):
+        formats.save(Delta("sd1", {path: Update("full", {"diff": change})}), tmp_path / f"{name}.safetensors")
+    files = [(tmp_path / "a.safetensors", 1.0), (tmp_path / "b.safetensors", 1.0)]
+    merge(files, tmp_path / "t.safetensors", method="ties", density=1.0, energy=1.0)
+    got = dense(formats.load(tmp_path / "t.safetensors")[0])[path]
+    assert torch.allclose(got[:3, 0], torch.tensor([3.0, 3.0, 5.0], dtype=torch.float64), atol=1e-5)
+    assert float(dense(formats.load(tmp_path / "t.safetensors")[0])[path][3:].abs().max()) < 1e-5
+    merge(files, tmp_path / "d.safetensors", method="dare", density=0.5, energy=1.0)
+    dropped = dense(formats.load(tmp_path / "d.safetensors")[0])[path]
+    assert set(dropped[2, :8].round(decimals=3).abs().tolist()) <= {0.0, 10.0}  # dropped, or rescaled by 1 / density
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "words"),
+    [
+        ([("a.safetensors", 1.0), ("x.safetensors", 1.0)], {}, "different bases"),
+        ([("a.safetensors", 1.0)], {"out": "a.safetensors"}, "the output is an input"),
+        ([("a.safetensors", 0.0)], {}, "nothing is left"),
+        ([("a.safetensors", float("nan"))], {}, "no number"),
+        ([("a.safetensors", 1.0)], {"rank": 2, "energy": 0.9}, "contradict"),
+        ([("a.safetensors", 1.0)], {"rank": 0}, "keeps nothing"),
+        ([("a.safetensors", 1.0)], {"size": "4 apples"}, "no size"),
+        ([("a.safetensors", 1.0)], {"method": "ties"}, "full rank"),
+        ([("a.safetensors", 1.0)], {"method": "magic", "rank": 1}, "no method"),
+        ([("a.safetensors", 1.0)], {"weights": {"b": {}}}, "no file is called"),
+        ([("a.safetensors", 1e9)], {"dtype": "float16"}, "too large for the dtype"),
+        ([("e.safetensors", 1.0), ("a.safetensors", 1.0)], {}, "changes of one base"),
+    ],
+    ids=lambda x: str(x)[:40],
+)
+def test_what_cannot_be_is_refused_with_a_reason(files, options: dict, words: str, tmp_path: Path) -> None:
+    formats.save(made.delta("sd1", "sd1"), tmp_path / "a.safetensors")
+    formats.save(made.delta("sdxl", "sdxl"), tmp_path / "x.safetensors")
+    formats.save(made.delta("sd1", "emoji"), tmp_path / "e.safetensors")
+    before = (tmp_path / "a.safetensors").read_bytes()
+    out = tmp_path / options.pop("out", "out.safetensors")
+    with pytest.raises((InputError, UsageError), match=words):
+        merge([(tmp_path / name, w) for name, w in files], out, **options)
+    assert (tmp_path / "a.safetensors").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "e.safetensors", "x.safetensors"]
+
+
+def test_the_same_file_twice_adds_up_and_fifty_files_are_exact(tmp_path: Path) -> None:
+    delta = made.delta("sd1", "emoji", among=made.paths("emoji")[:6])
+    formats.save(delta, tmp_path / "a.safetensors")
+    told: list[object] = []
+    merge([(tmp_path / "a.safetensors", 0.1)] * 50, tmp_path / "b.safetensors", tell=told.append)
+    got, _ = formats.load(tmp_path / "b.safetensors")
+    assert relative_error(dense(got), summed([(5.0, delta)])) <= 1e-6
+    assert any(isinstance(event, Note) and "more than once" in event.text for event in told)
