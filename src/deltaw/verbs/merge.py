@@ -91,7 +91,7 @@ def merge(
     """
     wanted = budget.parse(rank, energy, size)
     _require_usable(files, out, method, density, wanted.is_set)
-    terms = _load(files, weights or {}, strict, tell)
+    terms = load_terms(files, weights or {}, strict, tell)
     shapes = common_shapes([term.delta for term in terms], [str(path) for path, _ in files])
     kind = written_dtype(dtype, terms, exact=not wanted.is_set)
     generator = seeded(seed)
@@ -233,9 +233,16 @@ def require_other(path: str | Path, out: str | Path) -> None:
         raise UsageError("the output is an input", where=out, expected="another name", advice="choose another -o")
 
 
-def _load(
-    files: Sequence[tuple[str | Path, float]], weights: Mapping[str, Mapping[str, float]], strict: bool, tell: Tell
-) -> list[Term]:
+def load_terms(
+    files: Sequence[tuple[str | Path, float]], weights: Mapping[str, Mapping[str, float]], strict: bool, tell: Tell,
+    shapes: Shapes | None = None,
+) -> list[Term]:  # fmt: skip
+    """Loads every file with its weight; what is not used of one is told.
+
+    Raises:
+        UsageError: `weights` names a file that is not there.
+        InputError: a file cannot be used.
+    """
     stems = {Path(path).stem for path, _ in files}
     if unknown := [name for name in weights if name not in (*stems, "*")]:
         raise UsageError(
@@ -244,7 +251,7 @@ def _load(
     seen: set[Path] = set()
     terms: list[Term] = []
     for path, weight in files:
-        delta, match = formats.load(path, strict=strict)
+        delta, match = formats.load(path, strict=strict, shapes=shapes)
         for line in match.losses() if match.partial else ():
             tell(Warn(f"{path}: {line}"))
         if Path(path).resolve() in seen:

@@ -1,0 +1,186 @@
+"""`deltaw merge --into BASE`: W + Σ wᵢ·ΔWᵢ written as a checkpoint, streamed, with the norm lost to rounding.
+
+Tensors that no change touches are copied byte for byte. The others are read, changed in float32 and rounded
+to the type that they have in the base, one at a time.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltaw import tensorfile
+from deltaw.adapters import needs_base
+from deltaw.algebra import combine
+from deltaw.algebra.combine import Term
+from deltaw.errors import InputError, UsageError
+from deltaw.events import Note, Phase, Saved, Tell, Tick, Warn, silent
+from deltaw.families.checkpoint import Checkpoint, Held, Reader, open_checkpoint
+from deltaw.verbs.merge import load_terms, require_other
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class BakeReport:
+    """What was baked.
+
+    Args:
+        path: the written checkpoint.
+        n_bytes: its size.
+        n_changed: tensors of it that differ from the base's in their making.
+        norm: Frobenius norm of Σ wᵢ·ΔWᵢ.
+        lost: Frobenius norm of what rounding to the base's types took from it.
+    """
+
+    path: Path
+    n_bytes: int
+    n_changed: int
+    norm: float
+    lost: float
+
+
+@dataclass
+class _Loss:
+    """Squared norms, summed up while streaming."""
+
+    whole: float = 0.0
+    lost: float = 0.0
+
+
+def bake(
+    files: Sequence[tuple[str | Path, float]],
+    base: str | Path,
+    out: str | Path,
+    *,
+    weights: Mapping[str, Mapping[str, float]] | None = None,
+    strict: bool = False,
+    tell: Tell = silent,
+) -> BakeReport:
+    """Adds LoRAs to a base's weights for good.
+
+    Args:
+        files: path and weight each.
+        base: a diffusers folder or a single-file checkpoint.
+        out: a folder or a file, as `base` is; never `base` itself.
+        weights: as for `merge`.
+        strict: LoRAs that are not used whole are refused.
+        tell: hears events.
+
+    Raises:
+        UsageError: `out` is an input or stands already as a folder.
+        InputError: a LoRA does not fit the base.
+    """
+    checkpoint = open_checkpoint(base)
+    out = Path(out)
+    for path in (base, *(path for path, _ in files)):
+        require_other(path, out)
+    if checkpoint.where.is_dir() and out.exists():
+        raise UsageError(
+            "the output exists", where=out, expected="a new folder", advice="choose another -o or remove it"
+        )
+    terms = load_terms(files, weights or {}, strict, tell, shapes=checkpoint.shapes)
+    loss = _Loss()
+    with checkpoint.reader() as reader:
+        touched = _touched(checkpoint, terms)
+        tell(Phase("bake", sum(len(keys) for keys in touched.values()), "tensors"))
+        n_bytes = 0
+        for file, header in checkpoint.headers.items():
+            target = out / file.relative_to(checkpoint.where) if checkpoint.where.is_dir() else out
+            n_bytes += _write(file, header, target, touched.get(file, {}), reader, terms, loss, tell)
+    if checkpoint.where.is_dir():
+        _copy_rest(checkpoint, out)
+    n_changed = sum(len(keys) for keys in touched.values())
+    if loss.whole and loss.lost > 0.05**2 * loss.whole:
+        tell(Warn(f"{(loss.lost / loss.whole) ** 0.5:.0%} of the change is below the resolution of the base's types"))
+    tell(Note(f"rounding took {loss.lost**0.5:.3g} of the change's norm {loss.whole**0.5:.3g}"))
+    tell(Saved(str(out), n_bytes, f"{n_changed} tensors changed"))
+    return BakeReport(out, n_bytes, n_changed, loss.whole**0.5, loss.lost**0.5)
+
+
+def _touched(checkpoint: Checkpoint, terms: Sequence[Term]) -> dict[Path, dict[str, list[tuple[str, Held, bool]]]]:
+    """File to tensor key to the canonical parts in it that change: (path, where it lies, is it a bias)."""
+    found: dict[Path, dict[str, list[tuple[str, Held, bool]]]] = {}
+    for path in combine.paths(terms):
+        active = [t.delta.updates[path] for t in terms if path in t.delta.updates and t.weigh(path) != 0]
+        for is_bias, kept in ((False, checkpoint.held), (True, checkpoint.biases)):
+            wanted = [u for u in active if ("bias" in u.tensors if is_bias else set(u.tensors) - {"bias"})]
+            if not wanted:
+                continue
+            if path not in kept:
+                raise InputError(f"the base has no {'bias' if is_bias else 'weight'} of {path}", where=checkpoint.where)
+            held = kept[path]
+            found.setdefault(held.file, {}).setdefault(held.key, []).append((path, held, is_bias))
+    return found
+
+
+def _write(
+    file: Path, header: tensorfile.Header, target: Path, touched: Mapping[str, list[tuple[str, Held, bool]]],
+    reader: Reader, terms: Sequence[Term], loss: _Loss, tell: Tell,
+) -> int:  # fmt: skip
+    if not touched:
+        with tensorfile.replacing(target) as temporary:
+            shutil.copyfile(file, temporary)
+        return target.stat().st_size
+    n_done = 0
+    with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+
+        def get(key: str) -> torch.Tensor | memoryview:
+            nonlocal n_done
+            if key in touched:
+                n_done += 1
+                tell(Tick(n_done, key))
+                return _changed(reader.handles[file].get_tensor(key), touched[key], reader, terms, loss)
+            info = header.tensors[key]
+            return memoryview(content)[header.data_start + info.begin : header.data_start + info.end]
+
+        described = {key: (info.dtype, info.shape) for key, info in header.tensors.items()}
+        return tensorfile.stream(target, described, get, header.metadata)
+
+
+def _changed(
+    tensor: torch.Tensor, parts: Sequence[tuple[str, Held, bool]], reader: Reader, terms: Sequence[Term], loss: _Loss
+) -> torch.Tensor:
+    """The tensor with its parts' changes added in float32 (float64 if it is), rounded once to its own type."""
+    import torch
+
+    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    made = wide.clone() if wide is tensor else wide
+    for path, held, is_bias in parts:
+        shape = reader.checkpoint.shapes[path]
+        total = combine.sum_of(path, terms, shape, reader.weight if _needs_base(path, terms) else None)
+        change = total.bias if is_bias else total.whole()
+        if change is None:
+            continue
+        change = torch.cat(change.chunk(2)[::-1]) if held.swapped else change
+        made[held.begin : held.end] += change.reshape(made[held.begin : held.end].shape)
+        loss.whole += float(torch.linalg.vector_norm(change)) ** 2
+    rounded = made.to(tensor.dtype)
+    if rounded.dtype != made.dtype:
+        loss.lost += float(torch.linalg.vector_norm(rounded.to(made.dtype) - made)) ** 2
+    if not bool(rounded.isfinite().all()):
+        raise InputError(f"W + ΔW of {parts[0][0]} is too large for {tensor.dtype}", expected="finite numbers",
+                         advice="lower the weight")  # fmt: skip
+    return rounded
+
+
+def _needs_base(path: str, terms: Sequence[Term]) -> bool:
+    updates = [term.delta.updates[path] for term in terms if path in term.delta.updates]
+    return any(needs_base(update.algorithm, update.tensors) for update in updates)
+
+
+def _copy_rest(checkpoint: Checkpoint, out: Path) -> None:
+    """Configs, tokenizers, the VAE: everything of a folder that is not a network with a canonical path."""
+    for folder, _, names in os.walk(checkpoint.where):
+        for name in names:
+            source = Path(folder) / name
+            target = out / source.relative_to(checkpoint.where)
+            if source not in checkpoint.headers and not target.exists():
+                with tensorfile.replacing(target) as temporary:
+                    shutil.copyfile(source, temporary)
