@@ -178,6 +178,15 @@ def lazy(path: str | Path) -> Iterator[Any]:
         yield handle
 
 
+def raw(path: str | Path, name: str) -> bytes:
+    """A tensor's bytes as they stand in the file."""
+    header = read_header(path)
+    info = header.tensors[name]
+    with Path(path).open("rb") as file:
+        file.seek(header.data_start + info.begin)
+        return file.read(info.end - info.begin)
+
+
 def read(path: str | Path) -> dict[str, torch.Tensor]:
     """All tensors of a file, in the order of the header."""
     header = read_header(path)

@@ -76,11 +76,11 @@ def convert(
         tell(Note(line))
     if target.NAME == "peft":
         n_bytes = formats.save(delta, out, to)
-        _require_same(delta, out)
+        require_same(delta, out)
     else:
         with tensorfile.replacing(out) as temporary:
             n_bytes = formats.save(delta, temporary, to)
-            _require_same(delta, temporary)
+            require_same(delta, temporary)
     tell(Saved(str(out), n_bytes, f"{len(delta.updates)} modules in {to}"))
     return ConvertReport(Path(out), n_bytes, to, match)
 
@@ -97,7 +97,12 @@ def _to_lora(
     return ConvertReport(report.path, report.n_bytes, dialect, match, report.error)
 
 
-def _require_same(delta: Delta, path: str | Path) -> None:
+def require_same(delta: Delta, path: str | Path) -> None:
+    """Loads a written file and compares every tensor bit for bit.
+
+    Raises:
+        UnverifiedError: something reads back as something else.
+    """
     back, _ = formats.load(path)
     for name, update in delta.updates.items():
         theirs = back.updates.get(name)

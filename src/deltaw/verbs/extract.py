@@ -1,0 +1,302 @@
+"""`deltaw extract`: the LoRA that turns one checkpoint into another, with all that it could not capture.
+
+Both are streamed, one weight at a time. The spectrum of each difference is randomised with a measured
+residual; one energy or size budget chooses every layer's rank. Nothing is clamped, and singular values that
+rounding of the checkpoints' own types would make of nothing are not taken for a change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltaw import formats, tensorfile
+from deltaw.adapters import lowrank
+from deltaw.adapters.lowrank import Budget, Spectrum
+from deltaw.algebra import budget
+from deltaw.algebra.budget import Layer
+from deltaw.delta import Delta, Update
+from deltaw.errors import InputError
+from deltaw.events import Note, Phase, Saved, Tell, Tick, Warn, silent
+from deltaw.families.checkpoint import Checkpoint, Reader, open_checkpoint
+from deltaw.verbs.convert import require_same
+from deltaw.verbs.merge import require_other, seeded, written_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+FIRST_RANK = 32
+"""Triplets that are tried first; doubled until the budget's share of a layer's energy is reached."""
+MOST_RANK = 256
+"""Triplets beyond which a layer's whole SVD is no dearer, or a LoRA no longer the right form."""
+UNRELATED = 0.5
+"""Below this cosine between their weights, two checkpoints do not descend from each other."""
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What was extracted and what was not.
+
+    Args:
+        path: the written file.
+        n_bytes: its size.
+        layers: module by module, rank, norm and what was left out.
+        energy: share of the squared norm of the weights' difference that was kept, over all matrices.
+        change: ‖W' − W‖ / ‖W‖ over all matrices.
+        cosine: between the two checkpoints' matrices; 1 for equal ones.
+        uncaptured: what differs and is not in the file, with its size in words.
+    """
+
+    path: Path
+    n_bytes: int
+    layers: tuple[Layer, ...]
+    energy: float
+    change: float
+    cosine: float
+    uncaptured: Mapping[str, str]
+
+
+@dataclass
+class _Tally:
+    """Sums over the matrices while streaming."""
+
+    base: float = 0.0
+    tuned: float = 0.0
+    inner: float = 0.0
+    difference: float = 0.0
+    noise: float = 0.0
+    uncaptured: dict[str, str] = field(default_factory=dict)
+    full: dict[str, Update] = field(default_factory=dict)
+
+    @property
+    def cosine(self) -> float:
+        size = math.sqrt(self.base * self.tuned)
+        return self.inner / size if size else 0.0
+
+
+def extract(
+    tuned: str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    size: int | str | None = None,
+    full_norms: bool = False,
+    dialect: str = "kohya",
+    dtype: str | None = None,
+    seed: int = 0,
+    force: bool = False,
+    tell: Tell = silent,
+) -> ExtractReport:
+    """Writes the difference of two checkpoints as a LoRA.
+
+    Args:
+        tuned: the changed checkpoint, a diffusers folder or a single file.
+        base: the one it came from, in either form.
+        out: what to write.
+        rank, energy, size: at most one budget; energy 0.99 by default.
+        full_norms: keep the differences of norms and biases whole (only kohya's and Comfy's dialects hold them).
+        dialect: of the written file.
+        dtype: of the written factors, float16 by default.
+        seed: of the random projections.
+        force: go on although the two do not look related.
+        tell: hears events.
+
+    Raises:
+        UsageError: two budgets, or `out` is an input.
+        InputError: the two are equal, unrelated or of different families, or one cannot be read.
+    """
+    for path in (tuned, base):
+        require_other(path, out)
+    wanted = budget.parse(rank, energy, size)
+    wanted = wanted if wanted.is_set else Budget(energy=0.99)
+    changed, original = open_checkpoint(tuned), open_checkpoint(base)
+    if changed.family != original.family:
+        raise InputError(f"this is {changed.family.title}, the base is {original.family.title}", where=tuned,
+                         expected="two checkpoints of one family", advice="check --base")  # fmt: skip
+    tally = _Tally()
+    shared = _shared(changed, original, tally.uncaptured)
+    tell(Phase("spectra", len(shared), "weights"))
+    spectra: dict[str, Spectrum] = {}
+    with changed.reader() as new, original.reader() as old:
+        for i, path in enumerate(shared):
+            if (spectrum := _difference(path, new, old, wanted, tally, full_norms, seed)) is not None:
+                spectra[path] = spectrum
+            tell(Tick(i + 1, path))
+        _biases(new, old, tally, full_norms)
+    tally.uncaptured.update(_outside(changed, original))
+    _require_related(tuned, base, tally, force, bool(spectra or tally.full))
+    updates, layers = budget.cut(spectra, original.shapes, wanted, written_dtype(dtype or "float16", (), exact=False))
+    made = Delta(original.family.name, {**updates, **tally.full})
+    with tensorfile.replacing(out) as temporary:
+        n_bytes = formats.save(made, temporary, dialect)
+        require_same(made, temporary)
+    kept = _kept_energy(layers, tally)
+    _tell_all(tell, layers, spectra, tally, kept)
+    tell(Saved(str(out), n_bytes, f"{len(made.updates)} modules, {kept:.1%} of the difference's energy"))
+    change = math.sqrt(tally.difference / tally.base) if tally.base else 0.0
+    return ExtractReport(Path(out), n_bytes, tuple(layers), kept, change, tally.cosine, tally.uncaptured)
+
+
+def _shared(changed: Checkpoint, original: Checkpoint, uncaptured: dict[str, str]) -> list[str]:
+    """Modules that both have in one shape; the others are noted."""
+    for path in changed.shapes.keys() ^ original.shapes.keys():
+        uncaptured[path] = "only in the " + ("changed checkpoint" if path in changed.shapes else "base")
+    both = [path for path in original.shapes if path in changed.shapes]
+    for path in both:
+        if changed.shapes[path] != original.shapes[path]:
+            uncaptured[path] = f"{list(changed.shapes[path])} instead of {list(original.shapes[path])}"
+    return [path for path in both if path not in uncaptured]
+
+
+def _difference(
+    path: str, new: Reader, old: Reader, wanted: Budget, tally: _Tally, full_norms: bool, seed: int
+) -> Spectrum | None:
+    """The leading part of one weight's difference; None where there is none that a LoRA can hold."""
+    after, before = _wide(new.weight(path)), _wide(old.weight(path))
+    change = after - before
+    if not bool(change.isfinite().all()):
+        raise InputError(
+            f"{path} holds NaN or infinite numbers", where=new.checkpoint.where, advice="use another checkpoint"
+        )
+    if change.ndim < 2 or "embedding" in path:  # a token's vector is not a matrix that a LoRA would multiply
+        if bool(change.any()):
+            _keep_whole(path, "diff", change, tally, full_norms and change.ndim == 1)
+        return None
+    energy, size = _square(change), _square(before)
+    tally.base += size
+    tally.tuned += _square(after)
+    tally.inner += float((after.flatten() @ before.flatten()).double())
+    tally.difference += energy
+    if energy == 0:
+        return None
+    noise = _noise(after, (new.weight(path).dtype, old.weight(path).dtype))
+    spectrum = _leading(change.flatten(1), wanted, noise, seed)
+    kept = int((spectrum.s > math.hypot(noise, _arithmetic(spectrum.s, change))).sum())
+    below = float(spectrum.s[kept:].double().square().sum()) + spectrum.rest
+    tally.noise += below if kept == 0 else 0.0
+    return Spectrum(spectrum.u[:, :kept], spectrum.s[:kept], spectrum.vt[:kept], below) if kept else None
+
+
+def _leading(change: torch.Tensor, wanted: Budget, noise: float, seed: int) -> Spectrum:
+    """Enough triplets for the budget: as many as asked, or until a layer's share or the noise is reached."""
+    most = min(MOST_RANK, *change.shape)
+    n = min(most, wanted.rank or FIRST_RANK)
+    share = 1 - (wanted.energy if wanted.energy is not None else 0.999)
+    while True:
+        spectrum = lowrank.of_dense(change, n, seeded(seed))
+        enough = spectrum.rest <= share * spectrum.energy or float(spectrum.s[-1]) <= noise
+        if wanted.rank is not None or enough or n >= most:
+            return spectrum
+        n = min(most, 2 * n)
+
+
+def _noise(weight: torch.Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> float:
+    """The largest singular value that rounding to the checkpoints' types makes of nothing.
+
+    A rounding error is uniform within half an ulp, so σ_ij ≤ ε·|W_ij| / √12; the spectral norm of independent entries
+    is about the largest row norm plus the largest column norm of σ (Bandeira & van Handel 2016, arXiv 1408.6185).
+    """
+    import torch
+
+    epsilon = math.hypot(*(torch.finfo(dtype).eps for dtype in dtypes))
+    squares = weight.flatten(1).square()
+    return epsilon / math.sqrt(12) * (float(squares.sum(1).max().sqrt()) + float(squares.sum(0).max().sqrt()))
+
+
+def _arithmetic(s: torch.Tensor, change: torch.Tensor) -> float:
+    """Singular values that float32 arithmetic on a matrix with these makes of nothing: a few ε·√n·σ₁."""
+    import torch
+
+    return 2 * torch.finfo(torch.float32).eps * math.sqrt(min(change.flatten(1).shape)) * float(s[0])
+
+
+def _keep_whole(path: str, name: str, change: torch.Tensor, tally: _Tally, full_norms: bool) -> None:
+    if full_norms:
+        own = tally.full.get(path, Update("full", {}))
+        tally.full[path] = Update("full", {**own.tensors, name: change.contiguous()})
+    else:
+        kind = "bias" if name == "bias" else "norm" if change.ndim == 1 else "embedding"
+        tally.uncaptured[f"{path}.{name}"] = f"a {kind} that differs by {math.sqrt(_square(change)):.3g}"
+
+
+def _biases(new: Reader, old: Reader, tally: _Tally, full_norms: bool) -> None:
+    for path in old.checkpoint.biases:
+        if path in new.checkpoint.biases:
+            after, before = _wide(new.bias(path)), _wide(old.bias(path))
+            if after.shape == before.shape and bool((after - before).any()):
+                is_norm = len(old.checkpoint.shapes.get(path, ())) == 1
+                _keep_whole(path, "bias", after - before, tally, full_norms and is_norm)
+
+
+def _outside(changed: Checkpoint, original: Checkpoint) -> dict[str, str]:
+    """Tensors without a canonical path (VAE, EMA copies, position tables) that differ, counted by their first words."""
+    found: dict[str, int] = {}
+    ours, theirs = _loose(changed), _loose(original)
+    for key, (file, name) in ours.items():
+        if key not in theirs:
+            found[f"{_stem(key)}: not in the base"] = found.get(f"{_stem(key)}: not in the base", 0) + 1
+        elif tensorfile.raw(file, name) != tensorfile.raw(*theirs[key]):
+            found[f"{_stem(key)}: differs"] = found.get(f"{_stem(key)}: differs", 0) + 1
+    return {what: f"{n} tensors" for what, n in found.items()}
+
+
+def _loose(checkpoint: Checkpoint) -> dict[str, tuple[Path, str]]:
+    known = {(held.file, held.key) for kept in (checkpoint.held, checkpoint.biases) for held in kept.values()}
+    files = dict(checkpoint.headers)
+    if checkpoint.where.is_dir():
+        files |= {file: tensorfile.read_header(file) for file in sorted(checkpoint.where.glob("vae/*.safetensors"))}
+    return {
+        f"{file.parent.name + '.' if checkpoint.where.is_dir() else ''}{key}": (file, key)
+        for file, header in files.items() for key in header.tensors if (file, key) not in known
+    }  # fmt: skip
+
+
+def _stem(key: str) -> str:
+    return key.partition(".")[0]
+
+
+def _require_related(tuned: str | Path, base: str | Path, tally: _Tally, force: bool, found: bool) -> None:
+    if tally.difference == 0 and not tally.full:
+        rest = f", but {next(iter(tally.uncaptured))} differs" if tally.uncaptured else ""
+        raise InputError(f"no weight differs from the base{rest}", where=tuned, expected="a changed checkpoint",
+                         advice="check that the two files are not the same model")  # fmt: skip
+    if tally.cosine < UNRELATED and not force:
+        raise InputError(
+            f"the two are not related: their weights' cosine is {tally.cosine:.2f}", where=f"{tuned}, {base}",
+            expected="a checkpoint and the base it was trained from", advice="check --base, or --force",
+        )  # fmt: skip
+    if not found:
+        raise InputError("the two differ by the rounding of their types only", where=tuned, expected="a changed checkpoint",
+                         advice="nothing is to be extracted")  # fmt: skip
+
+
+def _kept_energy(layers: list[Layer], tally: _Tally) -> float:
+    """Over all matrices, those included whose whole difference is rounding."""
+    lost = math.fsum(layer.error**2 for layer in layers) + tally.noise
+    return 1 - lost / tally.difference if tally.difference else 1.0
+
+
+def _tell_all(tell: Tell, layers: list[Layer], spectra: Mapping[str, Spectrum], tally: _Tally, kept: float) -> None:
+    if tally.uncaptured:
+        shown = "; ".join(f"{name}: {why}" for name, why in list(tally.uncaptured.items())[:5])
+        tell(Warn(f"{len(tally.uncaptured)} differences are not in the LoRA ({shown})"))
+    if capped := [layer.path for layer in layers if layer.rank == MOST_RANK and spectra[layer.path].rest > 0]:
+        tell(Warn(f"{len(capped)} layers have more than {MOST_RANK} ranks; the rest of them is left out ({capped[0]})"))
+    tell(Note(f"the LoRA keeps {kept:.2%} of the energy of the difference"))
+
+
+def _wide(weight: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def _square(change: torch.Tensor) -> float:
+    import torch
+
+    return float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
