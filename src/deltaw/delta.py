@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,3 +58,14 @@ class Delta:
     def with_metadata(self, metadata: Mapping[str, str]) -> Delta:
         """The same change with other metadata."""
         return replace(self, metadata=dict(metadata))
+
+    def save(self, path: str | Path, dialect: str = "kohya") -> int:
+        """Writes the change as a file that other tools read; returns its size in bytes.
+
+        Raises:
+            UsageError: no dialect is called so.
+            InputError: the dialect cannot hold this change; every reason is named.
+        """
+        from deltaw import formats  # the one import that points up: a value that can be kept is worth it
+
+        return formats.save(self, path, dialect)

@@ -1,0 +1,84 @@
+"""What tests share: a tiny base of random weights, folders of pictures, a cache of their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deltaw.zoo import bundled_base
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or leaves entries in the user's cache."""
+    monkeypatch.setenv("DELTAW_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion of SD 1's layout with random weights: 64 px, some 100 kB, epsilon prediction."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("tiny-base")
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=2,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1, latent_channels=4, norm_num_groups=2, sample_size=64,
+    )  # fmt: skip
+    text = CLIPTextModel(
+        CLIPTextConfig(vocab_size=4096, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                       bos_token_id=4094, eos_token_id=4095, pad_token_id=4095)
+    )  # fmt: skip
+    unet.save_pretrained(path / "unet")
+    vae.save_pretrained(path / "vae")
+    text.save_pretrained(path / "text_encoder")
+    DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1).save_pretrained(path / "scheduler")
+    shutil.copytree(bundled_base() / "tokenizer", path / "tokenizer")
+    index = json.loads((bundled_base() / "model_index.json").read_text())
+    (path / "model_index.json").write_text(json.dumps(index))
+    return path
+
+
+@pytest.fixture
+def paint() -> Callable[..., Path]:
+    """`_paint` for tests that lay out a folder of their own."""
+    return _paint
+
+
+def _paint(path: Path, seed: int, size_px: tuple[int, int] = (64, 64), caption: str | None = None) -> Path:
+    """Writes a picture of random coloured blocks, and its caption beside it."""
+    random = np.random.default_rng(seed)
+    blocks = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(blocks).resize(size_px, Image.Resampling.NEAREST).save(path)
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder of `n` captioned pictures and returns it."""
+
+    def make(n: int, size_px: tuple[int, int] = (64, 64), name: str = "blocks") -> Path:
+        folder = tmp_path / name
+        for i in range(n):
+            _paint(folder / f"p{i:02d}.png", i, size_px, f"a thing number {i}, blocky style")
+        return folder
+
+    return make

@@ -1,0 +1,194 @@
+"""The main job on a tiny base: files, determinism, resuming after a kill, stopping, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import deltaw
+from deltaw import tensorfile
+from deltaw.errors import InputError, Interrupted, ManyErrors, UnverifiedError, UsageError
+from deltaw.events import Event, Note, Saved, Step
+from deltaw.training import run as running
+
+QUICK = {"steps": 4, "batch": 2, "rank": 2, "lr": 1e-2}
+QUICK_SETTINGS = ("sample_steps=2", "snapshots=2", 'prompts=["a house"]', "dtype=float32")
+
+
+def train(folder: Path, base: Path, out: Path, settings: tuple[str, ...] = (), **more: object) -> deltaw.Report:
+    return deltaw.train(folder, base=str(base), out=out, settings=(*QUICK_SETTINGS, *settings), **{**QUICK, **more})
+
+
+def test_a_folder_becomes_a_verified_file(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    heard: list[Event] = []
+    report = train(pictures(9), tiny_base, tmp_path / "out", tell=heard.append)
+    out = tmp_path / "out"
+    assert {p.name for p in out.iterdir()} == {
+        "blocks.safetensors", "snapshots", "state", "report.html", "sheet.png", "run.toml", "events.jsonl",
+    }  # fmt: skip
+    assert sorted(p.name for p in (out / "snapshots").iterdir()) == [
+        "blocks-000002.safetensors", "blocks-000004.safetensors",
+    ]  # fmt: skip
+    assert report.proof.deviation < 0.01 < report.proof.effect
+    assert report.proof.n_modules == 32
+    assert [e.step for e in heard if isinstance(e, Step)] == [1, 2, 3, 4]
+    assert any("base: " in e.text for e in heard if isinstance(e, Note))
+    assert {Path(e.path).name for e in heard if isinstance(e, Saved)} >= {"blocks.safetensors", "sheet.png", "report.html"}
+    lines = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    assert sum(line["event"] == "step" for line in lines) == 4
+
+
+def test_the_file_says_what_it_is_and_nothing_private(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    report = train(pictures(3), tiny_base, tmp_path / "out", trigger="zxq", alpha=1.0)
+    metadata = tensorfile.read_header(report.file).metadata
+    assert metadata["ss_base_model_version"] == "sd_v1"
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("2", "1")
+    assert metadata["modelspec.trigger_phrase"] == "zxq"
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    raw = report.file.read_bytes()
+    for private in (str(tmp_path), str(Path.home()), os.uname().nodename, "a thing number"):
+        assert private.encode() not in raw
+
+
+def test_the_same_seed_gives_the_same_bytes(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    folder = pictures(5)
+    files = [train(folder, tiny_base, tmp_path / name).file for name in ("one", "two")]
+    other = train(folder, tiny_base, tmp_path / "three", seed=1).file
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert files[0].read_bytes() != other.read_bytes()
+
+
+RUN = """
+import sys, deltaw
+deltaw.train(sys.argv[1], base=sys.argv[2], out=sys.argv[3], steps=10, batch=2, rank=2, lr=1e-2,
+    resume=len(sys.argv) > 4 or None, tell=lambda e: print(type(e).__name__, getattr(e, "step", ""), flush=True),
+    settings=("sample_steps=2", "snapshots=2", 'prompts=["a house"]', "dtype=float32"))
+"""
+
+
+def test_ten_steps_are_five_and_a_kill_and_five(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    folder = pictures(9)
+    whole = deltaw.train(
+        folder, base=str(tiny_base), out=tmp_path / "whole", steps=10, batch=2, rank=2, lr=1e-2, settings=QUICK_SETTINGS
+    )
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", RUN, str(folder), str(tiny_base), str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.split() == ["Step", "7"]:
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    assert not (out / "blocks.safetensors").exists()
+    subprocess.run([*command, "resume"], check=True, stdout=subprocess.DEVNULL)
+    assert (out / "blocks.safetensors").read_bytes() == whole.file.read_bytes()
+    steps = [json.loads(line)["step"] for line in (out / "events.jsonl").read_text().splitlines() if '"step"' in line[:20]]
+    assert steps[-5:] == [6, 7, 8, 9, 10], "it went on after the saved step 5"
+
+
+def test_stopping_saves_and_resuming_gives_the_same_file(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = pictures(3)
+    whole = train(folder, tiny_base, tmp_path / "whole")
+    heard: list[Event] = []
+    with pytest.raises(Interrupted, match="after step 3 of 4") as caught:
+        train(folder, tiny_base, tmp_path / "out", tell=heard.append,
+              stop_asked=lambda: sum(isinstance(e, Step) for e in heard) == 3)  # fmt: skip
+    assert caught.value.exit_code == 130
+    assert (tmp_path / "out" / "snapshots" / "blocks-000003.safetensors").is_file()
+    resumed = deltaw.train(folder, out=tmp_path / "out", resume=True)
+    assert resumed.file.read_bytes() == whole.file.read_bytes(), "options come from run.toml"
+
+
+@pytest.mark.parametrize("change", ["lr", "pictures"])
+def test_another_run_is_not_continued(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, change: str) -> None:
+    folder = pictures(3)
+    train(folder, tiny_base, tmp_path / "out")
+    if change == "pictures":
+        (folder / "p00.txt").write_text("something else")
+    more = {"lr": 5e-3} if change == "lr" else {}
+    with pytest.raises(UsageError, match=change):
+        deltaw.train(folder, out=tmp_path / "out", resume=True, **more)
+
+
+def test_run_toml_repeats_the_run(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    folder = pictures(3)
+    first = train(folder, tiny_base, tmp_path / "one")
+    config = tmp_path / "one" / "run.toml"
+    assert tomllib.loads(config.read_text())["steps"] == 4
+    again = deltaw.train(folder, config=config, out=tmp_path / "two")
+    assert again.file.read_bytes() == first.file.read_bytes()
+
+
+def test_a_full_result_folder_is_left_alone(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(UsageError, match="not empty"):
+        train(pictures(3), tiny_base, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_nothing_to_resume_is_said(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run to resume"):
+        train(pictures(3), tiny_base, tmp_path / "out", resume=True)
+
+
+def test_strict_refuses_a_skipped_picture(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    folder = pictures(3)
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
+    with pytest.raises(InputError, match=r"broken\.png"):
+        train(folder, tiny_base, tmp_path / "strict", strict=True)
+    report = train(folder, tiny_base, tmp_path / "lenient")
+    assert "broken.png" in (report.folder / "report.html").read_text()
+
+
+def test_all_wrong_options_are_said_at_once(pictures: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ManyErrors) as caught:
+        deltaw.train(pictures(3), steps=0, settings=("cilp=1", "batch=two"))
+    assert len(caught.value.errors) == 3
+    assert "did you mean clip?" in str(caught.value)
+
+
+def test_a_result_without_effect_is_refused(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnverifiedError, match="changes nothing") as caught:
+        train(pictures(3), tiny_base, tmp_path / "out", lr=1e-45, settings=("weight_decay=0.0",))
+    assert caught.value.exit_code == 4
+    assert not (tmp_path / "out" / "blocks.safetensors").exists()
+
+
+def test_visits_are_the_promised_ones(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    original = running.loop._loss
+
+    def counting(work: object, chosen: list[int], step: int) -> torch.Tensor:
+        seen.extend(chosen)
+        return original(work, chosen, step)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(running.loop, "_loss", counting)
+    train(pictures(5), tiny_base, tmp_path / "out", steps=5, batch=3)
+    assert sorted(seen) == sorted([0, 1, 2, 3, 4] * 3), "5 steps of 3 are 3 rounds over 5 pictures"
+
+
+def test_rectangular_pictures_train_in_their_buckets(
+    paint: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    for i, size in enumerate([(64, 64), (128, 64), (64, 128), (100, 60)]):
+        paint(tmp_path / "mixed" / f"{i}.png", i, size, "a thing")
+    report = train(tmp_path / "mixed", tiny_base, tmp_path / "out", steps=8)
+    assert report.proof.effect > 0
+
+
