@@ -1,9 +1,12 @@
+import time
+import warnings
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from deltaw import events
+from deltaw.data import decode, folder
 from deltaw.data.captions import from_name
 from deltaw.data.folder import scan
 
@@ -29,6 +32,32 @@ def test_progress_is_told_file_by_file():
     scan(EXAMPLES / "inkline", tell=told.append)
     assert told[0] == events.Phase("reading pictures", 29, "files")
     assert [event.done for event in told[1:] if isinstance(event, events.Tick)] == list(range(1, 30))
+
+
+def test_interrupted_scan_stops_and_leaves_pillow_as_it_was(tmp_path, monkeypatch):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "000.png")
+    for i in range(1, 200):
+        (tmp_path / f"{i:03}.png").write_bytes((tmp_path / "000.png").read_bytes())
+    decoded: list[Path] = []
+
+    def counting(path: Path) -> decode.Decoded:
+        decoded.append(path)
+        time.sleep(0.005)
+        return decode.decode(path)
+
+    def interrupt(event: events.Event) -> None:
+        if isinstance(event, events.Tick):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(folder, "decode", counting)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    filters = list(warnings.filters)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        scan(tmp_path, tell=interrupt)
+    assert len(decoded) < 100
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    assert list(warnings.filters) == filters
+    assert caught.traceback  # kept alive until here: nothing of the above waited for the garbage collector
 
 
 def test_nested_folders_and_their_captions(tmp_path):

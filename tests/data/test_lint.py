@@ -6,7 +6,7 @@ from PIL import Image, ImageFilter
 
 from deltaw.data.folder import Dataset, Picture
 from deltaw.data.lint import lint, lint_looks, repeated_phrases
-from deltaw.data.looks import blur, looks
+from deltaw.data.looks import THUMB_PX, Looks, blur, looks
 
 
 def dataset(*captions: str, size=(512, 512)) -> Dataset:
@@ -102,6 +102,11 @@ def test_blur_is_found_and_sharpness_is_not():
     seen = [looks(image) for image in (sharp, sharp.filter(ImageFilter.GaussianBlur(3)), small)]
     (finding,) = (f for f in lint_looks(dataset("a", "b", "c"), seen) if f.kind == "blur")
     assert finding.names == ("1.png", "2.png")
+
+
+def test_what_shows_nothing_is_not_called_blurred_too():
+    flat = Looks(spread=1, blur=0.9, hash=0, mirrored=0, thumb=bytes(THUMB_PX**2))
+    assert [finding.kind for finding in lint_looks(dataset("a"), [flat])] == ["one colour"]
 
 
 def test_blur_grows_with_blur():

@@ -341,6 +341,19 @@ def test_row_07_profile_is_followed(tmp_path, name, kind, patch):
     assert _delta_e(np.asarray(load(path))[16, 16], wanted) < 1.5
 
 
+def test_row_07_grey_picture_with_a_colour_profile(tmp_path):
+    path = put(tmp_path / "a.jpg", Image.new("L", (32, 32), 100), quality=100, icc_profile=rgb_profile("Adobe RGB"))
+    wanted = _srgb_from_xyz(np.array(TO_XYZ_D50["Adobe RGB"]) @ np.full(3, (100 / 255) ** GAMMA["Adobe RGB"]))
+    assert _delta_e(np.asarray(load(path))[16, 16], wanted) < 1
+
+
+def test_row_07_grey_picture_with_a_grey_profile(tmp_path):
+    linear = b"curv" + bytes(8)  # no entries: linear light
+    profile = _icc(b"GRAY", b"mntr", b"XYZ ", {**_described("linear grey"), b"wtpt": _xyz(D50), b"kTRC": linear})
+    path = put(tmp_path / "a.png", Image.new("L", (32, 32), 128), icc_profile=profile)
+    assert abs(int(np.asarray(load(path))[16, 16, 0]) - 188) <= 1  # sRGB's code for half of the light
+
+
 def test_row_07_profile_is_told_and_transparency_kept(tmp_path):
     put(tmp_path / "a.png", _hidden_red(), icc_profile=rgb_profile("Adobe RGB"))
     _on_white(tmp_path / "a.png")

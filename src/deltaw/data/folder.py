@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,14 +94,15 @@ def scan(
     pictures: list[Picture] = []
     others: list[str] = []
     tell(Phase("reading pictures", len(candidates), "files"))
-    for n_done, (path, outcome) in enumerate(_examined(candidates, root, captions), start=1):
-        if isinstance(outcome, Picture):
-            pictures.append(outcome)
-        elif outcome is not None:
-            skipped.append(outcome)
-        else:
-            others.append(shown(path, root))
-        tell(Tick(n_done, shown(path, root)))
+    with closing(_examined(candidates, root, captions)) as outcomes:  # closed at once where `tell` raises
+        for n_done, (path, outcome) in enumerate(outcomes, start=1):
+            if isinstance(outcome, Picture):
+                pictures.append(outcome)
+            elif outcome is not None:
+                skipped.append(outcome)
+            else:
+                others.append(shown(path, root))
+            tell(Tick(n_done, shown(path, root)))
     skipped += _rows_without_picture(root, captions, candidates)
     if not pictures:
         raise _nothing_usable(root, skipped, found.n_ignored + len(others))
@@ -158,7 +160,9 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _examined(paths: list[Path], root: Path, captions: Captions) -> Iterator[tuple[Path, Picture | Skipped | None]]:
+def _examined(
+    paths: list[Path], root: Path, captions: Captions
+) -> Generator[tuple[Path, Picture | Skipped | None], None, None]:
     """Each path with its fate, in order; decoded on a few threads, since Pillow decodes outside Python's lock."""
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="pictures")
     try:
