@@ -43,7 +43,7 @@ def test_a_known_change_comes_back_at_its_rank(tmp_path: Path) -> None:
     assert set(got.updates) == set(delta.updates)
     assert {update.tensors["down"].shape[0] for update in got.updates.values()} == {4}
     assert relative_error(dense(got), {path: 0.05 * change for path, change in dense(delta).items()}) <= 1e-5
-    assert report.energy == pytest.approx(1.0, abs=1e-8)
+    assert report.energy == pytest.approx(1.0, abs=1e-6)
     assert report.uncaptured == {}
     assert report.cosine > 0.5
 

@@ -36,7 +36,7 @@ def build(source: Source, reading: Reading, *, drop_broken: bool) -> tuple[Delta
     with _tensors(source) as get:
         for entry in reading.entries:
             tensors = _canonical(entry, {name: get(key) for name, key in entry.tensors.items()}, reading)
-            if (alpha := _configured_alpha(source, entry, tensors, dtypes)) is not None:
+            if (alpha := _alpha_tensor(source, entry, tensors, dtypes)) is not None:
                 tensors.setdefault("alpha", alpha)
             if why := _not_finite(tensors):
                 broken[entry.stem] = why
@@ -47,8 +47,8 @@ def build(source: Source, reading: Reading, *, drop_broken: bool) -> tuple[Delta
         raise _refused_broken(source.where, broken)
     match = replace(reading.match, ignored={**reading.match.ignored, **broken}, notes=reading.match.notes + tuple(notes),
                     matched=tuple(updates))  # fmt: skip
-    metadata = {key: value for key, value in source.header.metadata.items() if not _is_dialects(key)}
-    return Delta(reading.family.name, updates, _trigger(metadata), metadata), match
+    metadata = {key: value for key, value in source.header.metadata.items() if not is_dialects(key)}
+    return Delta(reading.family.name, updates, trigger_words(metadata), metadata), match
 
 
 @contextlib.contextmanager
@@ -75,23 +75,32 @@ def _canonical(entry: Entry, tensors: dict[str, torch.Tensor], reading: Reading)
     return tensors
 
 
-def _configured_alpha(
+def _alpha_tensor(
     source: Source, entry: Entry, tensors: Mapping[str, torch.Tensor], dtypes: Mapping[str, str]
 ) -> torch.Tensor | None:
     import torch
 
     if "down" not in tensors or entry.place is None:
         return None
+    alpha = configured_alpha(source, entry, tensors["down"].shape[0])
+    dtype = dtypes.get(entry.place.paths[0], "float32")
+    return torch.tensor(alpha, dtype=getattr(torch, dtype)) if alpha is not None and dtype else None
+
+
+def configured_alpha(source: Source, entry: Entry, rank: int) -> float | None:
+    """The alpha that a configuration beside the tensors gives to an entry, if one does.
+
+    Raises:
+        InputError: the configuration makes no sense.
+    """
     for prefix, config in source.configs.items():
         if entry.stem.startswith(prefix):
+            path = entry.stem.removeprefix(prefix)
             try:
-                alpha = alphas.configured(config, entry.stem.removeprefix(prefix), tensors["down"].shape[0])
-                alpha = alpha if alpha is not None else alphas.configured(
-                    config, entry.stem.removeprefix(prefix).removeprefix("text_model."), tensors["down"].shape[0])  # fmt: skip
+                alpha = alphas.configured(config, path, rank)
+                return alpha if alpha is not None else alphas.configured(config, path.removeprefix("text_model."), rank)
             except ValueError as error:
                 raise InputError(str(error), where=source.where, advice="write the alphas out by name") from error
-            dtype = dtypes.get(entry.place.paths[0], "float32")
-            return torch.tensor(alpha, dtype=getattr(torch, dtype)) if alpha is not None and dtype else None
     return None
 
 
@@ -138,12 +147,13 @@ def _updates(entry: Entry, tensors: dict[str, torch.Tensor], reading: Reading) -
     }
 
 
-def _is_dialects(key: str) -> bool:
+def is_dialects(key: str) -> bool:
     """Whether a header entry belongs to the file's dialect and not to the change in it."""
     return key in _OWN_METADATA or cloneofsimo.is_own(key)
 
 
-def _trigger(metadata: Mapping[str, str]) -> tuple[str, ...]:
+def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The words that call the change up, as modelspec keeps them."""
     phrase = metadata.get("modelspec.trigger_phrase", "")
     return tuple(word.strip() for word in phrase.split(",") if word.strip())
 

@@ -158,7 +158,9 @@ def _n_not_finite(raw: np.ndarray, dtype: str) -> int:
     kind, exponent = _BITS[dtype]
     numbers = np.frombuffer(raw, kind)
     step = 1 << 20  # in pieces, so that a large tensor costs no second copy of itself
-    return sum(int(np.count_nonzero((numbers[i : i + step] & exponent) == exponent)) for i in range(0, len(numbers), step))
+    return sum(
+        int(np.count_nonzero((numbers[i : i + step] & exponent) == exponent)) for i in range(0, len(numbers), step)
+    )
 
 
 def _number(raw: np.ndarray, dtype: str) -> float | None:
@@ -185,7 +187,9 @@ def _layer(entry: Entry, source: Source, alphas: Mapping[str, float]) -> LayerIn
 def _with_spectra(file: str | Path, layers: list[LayerInfo], reading: Reading, tell: Tell) -> list[LayerInfo]:
     """The layers by canonical module (fused ones apart), with norms and singular values."""
     delta, _ = formats.load(file, shapes=reading.shapes)
-    by_path = {path: layer for layer, e in zip(layers, reading.entries, strict=True) if e.place for path in e.place.paths}
+    by_path = {
+        path: layer for layer, e in zip(layers, reading.entries, strict=True) if e.place for path in e.place.paths
+    }
     tell(Phase("spectra", len(delta.updates), "modules"))
     found: list[LayerInfo] = []
     for i, (path, update) in enumerate(delta.updates.items()):
@@ -216,7 +220,11 @@ def block_of(path: str) -> str:
 def _tell(report: InspectReport, tell: Tell) -> None:
     ranks = [layer.rank for layer in report.layers if layer.rank]
     alphas = sorted({layer.alpha for layer in report.layers if layer.alpha is not None})
-    many = f"{min(ranks)} to {max(ranks)}, mostly {statistics.mode(ranks)}" if len(set(ranks)) > 1 else str(ranks[0] if ranks else "none")
+    many = (
+        f"{min(ranks)} to {max(ranks)}, mostly {statistics.mode(ranks)}"
+        if len(set(ranks)) > 1
+        else str(ranks[0] if ranks else "none")
+    )
     rows = (
         ("base", f"{report.title} ({report.variant or 'as given'})"),
         ("dialect", ", ".join(f"{name} ({n} keys)" for name, n in report.match.dialects.items())),
@@ -238,7 +246,11 @@ def _tell(report: InspectReport, tell: Tell) -> None:
     for key, why in list(report.broken.items())[:5]:
         tell(Warn(f"{key}: {why}"))
     if report.zero:
-        tell(Warn(f"{len(report.zero)} tensors are zero throughout, the first is {report.zero[0]}; their modules have no effect"))
+        tell(
+            Warn(
+                f"{len(report.zero)} tensors are zero throughout, the first is {report.zero[0]}; their modules have no effect"
+            )
+        )
     for program, lines in report.concerns.items():
         for line in lines:
             tell(Warn(f"{program}: {line}"))
