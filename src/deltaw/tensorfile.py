@@ -81,7 +81,7 @@ def read_header(path: str | Path) -> Header:
         raise _not_safetensors(path, size, head, raw)
     try:
         listing = json.loads(raw, object_pairs_hook=_no_duplicates)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"the header is not valid JSON ({error})",
             where=path,
@@ -168,30 +168,84 @@ def _mb(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.1f} MB"
 
 
+class Tensors:
+    """An open tensor file; each tensor is read when it is asked for, into memory of its own.
+
+    safetensors' own reader is not used: it refuses what is harmless (bytes after the last tensor, a number in the
+    metadata), and it maps files into memory, so that streaming a large one looks as if it were held whole.
+    """
+
+    def __init__(self, path: str | Path, header: Header, file: IO[bytes]):
+        self.path, self.header, self._file = Path(path), header, file
+
+    def keys(self) -> list[str]:
+        """The names, in the order of the header."""
+        return list(self.header.tensors)
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        """A whole tensor."""
+        shape = self.header.tensors[name].shape
+        return self._read(name, 0, shape[0]) if shape else self._read(name, 0, 1).reshape(())
+
+    def rows(self, name: str, begin: int, end: int) -> torch.Tensor:
+        """The rows `begin` to `end` of a tensor's first axis."""
+        return self._read(name, begin, end)
+
+    def raw(self, name: str) -> memoryview:
+        """A tensor's bytes as they stand in the file."""
+        info = self.header.tensors[name]
+        content = bytearray(info.end - info.begin)
+        self._fill(memoryview(content), info.begin)
+        return memoryview(content)
+
+    def _read(self, name: str, begin: int, end: int) -> torch.Tensor:
+        import torch
+
+        info = self.header.tensors[name]
+        row_bytes = DTYPE_BYTES[info.dtype] * prod(info.shape[1:])
+        content = torch.empty((end - begin) * row_bytes, dtype=torch.uint8)
+        if content.numel():
+            self._fill(memoryview(content.numpy()), info.begin + begin * row_bytes)
+        return content.view(_torch_dtype(info.dtype)).reshape(end - begin, *info.shape[1:])
+
+    def _fill(self, room: memoryview, begin: int) -> None:
+        self._file.seek(self.header.data_start + begin)
+        done = 0
+        while done < len(room):
+            n = self._file.readinto(room[done:])  # type: ignore[attr-defined]  # of every binary file
+            if not n:
+                raise InputError("the file became shorter while it was read", where=self.path, advice="try again")
+            done += n
+
+
 @contextlib.contextmanager
-def lazy(path: str | Path) -> Iterator[Any]:
-    """A safetensors handle (`keys()`, `get_tensor(name)`) whose tensors are read when asked for."""
-    read_header(path)  # for its sentences: safetensors' own errors name neither file nor cause
-    from safetensors import safe_open
+def lazy(path: str | Path) -> Iterator[Tensors]:
+    """Opens a tensor file whose tensors are read when asked for.
 
-    with safe_open(str(path), framework="pt") as handle:
-        yield handle
-
-
-def raw(path: str | Path, name: str) -> bytes:
-    """A tensor's bytes as they stand in the file."""
+    Raises:
+        InputError: as `read_header`.
+    """
     header = read_header(path)
-    info = header.tensors[name]
-    with Path(path).open("rb") as file:
-        file.seek(header.data_start + info.begin)
-        return file.read(info.end - info.begin)
+    with Path(path).open("rb", buffering=0) as file:
+        yield Tensors(path, header, file)  # type: ignore[arg-type]  # a FileIO reads bytes as well
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    return getattr(torch, next(ours for ours, theirs in _DTYPE_NAMES.items() if theirs == name))
+
+
+def raw(path: str | Path, name: str) -> memoryview:
+    """A tensor's bytes as they stand in the file."""
+    with lazy(path) as tensors:
+        return tensors.raw(name)
 
 
 def read(path: str | Path) -> dict[str, torch.Tensor]:
     """All tensors of a file, in the order of the header."""
-    header = read_header(path)
     with lazy(path) as handle:
-        return {name: handle.get_tensor(name) for name in header.tensors}
+        return {name: handle.get_tensor(name) for name in handle.keys()}
 
 
 def write(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> int:

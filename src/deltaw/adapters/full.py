@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from deltaw.adapters.scaling import computing
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,4 +39,4 @@ def delta(
 
     if "diff" not in tensors:
         return torch.zeros(shape)
-    return tensors["diff"].to(torch.promote_types(tensors["diff"].dtype, torch.float32)).reshape(shape)
+    return tensors["diff"].to(computing(tensors["diff"])).reshape(shape)

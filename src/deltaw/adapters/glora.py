@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from deltaw.adapters.scaling import by_rank
+from deltaw.adapters.scaling import by_rank, computing
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def delta(
 
     if base is None:
         raise ValueError("GLoRA multiplies the base's weight, which is not given")
-    dtype = torch.promote_types(tensors["b1"].dtype, torch.float32)
+    dtype = computing(tensors["b1"])
     a1, a2, b1, b2 = (tensors[name].to(dtype).flatten(1) for name in TENSORS)
     through = torch.einsum("oi...,ij->oj...", base.to(dtype).reshape(shape), a1 @ a2)
     return by_rank(tensors, a2.shape[0]) * (through + (b1 @ b2).reshape(shape))

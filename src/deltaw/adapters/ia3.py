@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from deltaw.adapters.scaling import computing
+
 if TYPE_CHECKING:
     import torch
 
@@ -35,10 +37,9 @@ def delta(
     Raises:
         ValueError: `base` is not given.
     """
-    import torch
 
     if base is None:
         raise ValueError("(IA)³ multiplies the base's weight, which is not given")
-    factors = tensors["weight"].to(torch.promote_types(base.dtype, torch.float32)).flatten()
+    factors = tensors["weight"].to(computing(base)).flatten()
     axis = 1 if int(tensors["on_input"]) else 0
     return base.to(factors.dtype).reshape(shape) * factors.reshape(*(-1 if i == axis else 1 for i in range(len(shape))))

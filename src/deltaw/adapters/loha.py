@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from deltaw.adapters.scaling import by_rank
+from deltaw.adapters.scaling import by_rank, computing
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ def factors(tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> tupl
     rank = tensors["w1_b"].shape[0] * tensors["w2_b"].shape[0]
     if "t1" in tensors or rank * 2 > min(shape[0], math.prod(shape[1:])):
         return None
-    dtype = torch.promote_types(tensors["w1_a"].dtype, torch.float32)
+    dtype = computing(tensors["w1_a"])
     a, c = tensors["w1_a"].to(dtype), tensors["w2_a"].to(dtype)
     b, d = tensors["w1_b"].to(dtype).flatten(1), tensors["w2_b"].to(dtype).flatten(1)
     up = torch.einsum("or,os->ors", a, c).flatten(1) * by_rank(tensors, tensors["w1_b"].shape[0])
@@ -80,7 +80,7 @@ def _half(tensors: Mapping[str, torch.Tensor], number: str) -> torch.Tensor:
     import torch
 
     a, b = tensors[f"w{number}_a"], tensors[f"w{number}_b"]
-    dtype = torch.promote_types(a.dtype, torch.float32)
+    dtype = computing(a)
     if (t := tensors.get(f"t{number}")) is None:
         return a.to(dtype) @ b.to(dtype).flatten(1)
     return torch.einsum("ijkl,jr,ip->prkl", t.to(dtype), b.to(dtype), a.to(dtype)).flatten(1)

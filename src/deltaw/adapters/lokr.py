@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from deltaw.adapters.scaling import by_rank
+from deltaw.adapters.scaling import by_rank, computing
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ def _half(tensors: Mapping[str, torch.Tensor], number: str) -> torch.Tensor:
     import torch
 
     whole = tensors.get(f"w{number}")
-    kind = torch.promote_types(next(iter(tensors[n] for n in tensors if n.startswith("w"))).dtype, torch.float32)
+    kind = computing(next(iter(tensors[n] for n in tensors if n.startswith("w"))))
     if whole is not None:
         return whole.to(kind)
     a, b = tensors[f"w{number}_a"].to(kind), tensors[f"w{number}_b"].to(kind)

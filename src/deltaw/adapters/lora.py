@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from deltaw.adapters.scaling import by_rank
+from deltaw.adapters.scaling import by_rank, computing
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ def factors(tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Te
     """ΔW as `scaled up (out, r)` and `down (r, in·kh·kw)` in at least float32; the scale is in `up`."""
     import torch
 
-    dtype = torch.promote_types(tensors["up"].dtype, torch.float32)
+    dtype = computing(tensors["up"])
     up, down = tensors["up"].to(dtype).flatten(1), tensors["down"].to(dtype)
     if "mid" in tensors:
         down = torch.einsum("rskl,si->rikl", tensors["mid"].to(dtype), down.flatten(1))

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from deltaw.adapters.scaling import computing
+
 if TYPE_CHECKING:
     import torch
 
@@ -93,7 +95,7 @@ def of_dense(weight: torch.Tensor, n_most: int, generator: torch.Generator, n_pa
     """
     import torch
 
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    weight = weight.to(computing(weight))
     n_columns = n_most + max(8, n_most // 2)
     if 3 * n_columns >= min(weight.shape):
         u, s, vt = torch.linalg.svd(weight, full_matrices=False)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from deltaw.adapters.scaling import computing
+
 if TYPE_CHECKING:
     import torch
 
@@ -49,7 +51,7 @@ def delta(
 
     if base is None:
         raise ValueError("OFT turns the base's weight, which is not given")
-    dtype = torch.promote_types(tensors["blocks"].dtype, torch.float32)
+    dtype = computing(tensors["blocks"])
     weight = base.to(dtype).reshape(shape)
     blocks = tensors["blocks"].to(dtype)
     turns = _cayley(blocks, float(tensors["alpha"]) * shape[0] if "alpha" in tensors else 0.0)

@@ -1,4 +1,4 @@
-"""The scale of a low-rank change: alpha / r. Computed here and nowhere else."""
+"""The scale of a low-rank change, alpha / r, computed here and nowhere else; and the type that maths is done in."""
 
 from __future__ import annotations
 
@@ -14,3 +14,10 @@ def by_rank(tensors: Mapping[str, torch.Tensor], rank: int) -> float:
     if "alpha" not in tensors:
         return 1.0
     return float(tensors["alpha"].reshape(())) / rank if rank else 0.0
+
+
+def computing(tensor: torch.Tensor) -> torch.dtype:
+    """The type that a tensor is computed in: float64 for float64, float32 for all that is narrower."""
+    import torch
+
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

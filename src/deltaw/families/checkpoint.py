@@ -10,14 +10,14 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deltaw import families
 from deltaw.errors import InputError
 from deltaw.families import Family, listing, openclip
 from deltaw.families.family import Original, unchanged
 from deltaw.families.listing import COMPONENTS, Shapes
-from deltaw.tensorfile import Header, lazy, read_header
+from deltaw.tensorfile import Header, Tensors, lazy, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,7 @@ class Reader:
     """An open checkpoint."""
 
     checkpoint: Checkpoint
-    handles: Mapping[Path, Any]
+    handles: Mapping[Path, Tensors]
 
     def weight(self, path: str) -> torch.Tensor:
         """The weight of a canonical module, in its own dtype."""
@@ -101,7 +101,7 @@ class Reader:
     def _rows(self, held: Held) -> torch.Tensor:
         import torch
 
-        rows = self.handles[held.file].get_slice(held.key)[held.begin : held.end]
+        rows = self.handles[held.file].rows(held.key, held.begin, held.end)
         return torch.cat(rows.chunk(2)[::-1]) if held.swapped else rows
 
 

@@ -52,9 +52,16 @@ def _by_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
                 return value
         elif not _TAME.fullmatch(pattern) or pattern.count(".*") > 4:
             raise ValueError(f"the pattern {pattern[:80]!r} is not one that is searched for")
-        elif re.match(rf"(?:.*\.)?(?:{pattern})$", path):
+        elif _compiled(pattern).match(path):
             return value
     return default
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(rf"(?:.*\.)?(?:{pattern})$")
+    except re.error as error:
+        raise ValueError(f"the pattern {pattern[:80]!r} is not one that is searched for ({error})") from error
 
 
 def config(ranks: Mapping[str, int], alphas: Mapping[str, float], dora: bool = False) -> dict[str, Any]:

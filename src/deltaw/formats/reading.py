@@ -6,6 +6,7 @@ dictionary of names explains most keys, by shape first, by name second.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from deltaw.tensorfile import Header
 
 if TYPE_CHECKING:
     from deltaw.formats import Dialect
+
+_TELLING = ("unet", "text_encoder", "deltaw.component")
+"""The header entries that some dialect's names depend on (cloneofsimo's classes, PEFT's component)."""
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
@@ -73,7 +77,7 @@ def resolve(header: Header, dialects: Sequence[Dialect], where: Path, shapes: Sh
     in_play = [dialect for dialect in dialects if any(entry.dialect == dialect.NAME for entry in entries)]
     choices = []
     for family, variant, listed in _candidates(shapes):
-        places = {d.NAME: d.places(family, listed, header.metadata) for d in in_play}
+        places = {d.NAME: _places(d, family, variant, listed, header.metadata) for d in in_play}
         score = (*_score(entries, places, header, listed), _is_named(family, header.metadata))
         choices.append((score, family, variant, listed, places))
     (by_shape, by_name, _), family, variant, listed, places = max(choices, key=lambda choice: choice[0])
@@ -83,6 +87,19 @@ def resolve(header: Header, dialects: Sequence[Dialect], where: Path, shapes: Sh
     if not usable:
         raise _nothing_matches(where, header, entries, match, by_name if not by_shape else 0)
     return Reading(family, listed, tuple(usable), match)
+
+
+def _places(dialect: Dialect, family: Family, variant: str, shapes: Shapes, metadata: Mapping[str, str]) -> Places:
+    """The dialect's names of a base; those of the known bases are made once."""
+    told = tuple((key, metadata[key]) for key in _TELLING if key in metadata)
+    if not variant or sum(len(value) for _, value in told) > 1000:
+        return dialect.places(family, shapes, metadata)
+    return _known_places(dialect, family, variant, told)
+
+
+@functools.lru_cache(maxsize=128)
+def _known_places(dialect: Dialect, family: Family, variant: str, told: tuple[tuple[str, str], ...]) -> Places:
+    return dialect.places(family, listing.modules(variant), dict(told))
 
 
 def _split(header: Header, dialects: Sequence[Dialect]) -> tuple[list[Entry], list[str]]:

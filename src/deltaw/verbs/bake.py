@@ -6,7 +6,6 @@ to the type that they have in the base, one at a time.
 
 from __future__ import annotations
 
-import mmap
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from deltaw import tensorfile
 from deltaw.adapters import needs_base
+from deltaw.adapters.scaling import computing
 from deltaw.algebra import combine
 from deltaw.algebra.combine import Term
 from deltaw.errors import InputError, UsageError
@@ -129,19 +129,17 @@ def _write(
             shutil.copyfile(file, temporary)
         return target.stat().st_size
     n_done = 0
-    with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
 
-        def get(key: str) -> torch.Tensor | memoryview:
-            nonlocal n_done
-            if key in touched:
-                n_done += 1
-                tell(Tick(n_done, key))
-                return _changed(reader.handles[file].get_tensor(key), touched[key], reader, terms, loss)
-            info = header.tensors[key]
-            return memoryview(content)[header.data_start + info.begin : header.data_start + info.end]
+    def get(key: str) -> torch.Tensor | memoryview:
+        nonlocal n_done
+        if key not in touched:
+            return reader.handles[file].raw(key)
+        n_done += 1
+        tell(Tick(n_done, key))
+        return _changed(reader.handles[file].get_tensor(key), touched[key], reader, terms, loss)
 
-        described = {key: (info.dtype, info.shape) for key, info in header.tensors.items()}
-        return tensorfile.stream(target, described, get, header.metadata)
+    described = {key: (info.dtype, info.shape) for key, info in header.tensors.items()}
+    return tensorfile.stream(target, described, get, header.metadata)
 
 
 def _changed(
@@ -150,7 +148,7 @@ def _changed(
     """The tensor with its parts' changes added in float32 (float64 if it is), rounded once to its own type."""
     import torch
 
-    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    wide = tensor.to(computing(tensor))
     made = wide.clone() if wide is tensor else wide
     for path, held, is_bias in parts:
         shape = reader.checkpoint.shapes[path]

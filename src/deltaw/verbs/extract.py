@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from deltaw import formats, tensorfile
 from deltaw.adapters import lowrank
 from deltaw.adapters.lowrank import Budget, Spectrum
+from deltaw.adapters.scaling import computing
 from deltaw.algebra import budget
 from deltaw.algebra.budget import Layer
 from deltaw.delta import Delta, Update
@@ -291,9 +292,8 @@ def _tell_all(tell: Tell, layers: list[Layer], spectra: Mapping[str, Spectrum], 
 
 
 def _wide(weight: torch.Tensor) -> torch.Tensor:
-    import torch
 
-    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return weight.to(computing(weight))
 
 
 def _square(change: torch.Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,14 +75,9 @@ def _written(
     file: str | Path, out: str | Path, header: tensorfile.Header, metadata: Mapping[str, str], tell: Tell
 ) -> MetadataReport:
     require_other(file, out)
-    with Path(file).open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
-
-        def get(name: str) -> memoryview:
-            info = header.tensors[name]
-            return memoryview(content)[header.data_start + info.begin : header.data_start + info.end]
-
-        described = {name: (info.dtype, info.shape) for name, info in header.tensors.items()}
-        n_bytes = tensorfile.stream(out, described, get, metadata)
+    described = {name: (info.dtype, info.shape) for name, info in header.tensors.items()}
+    with tensorfile.lazy(file) as tensors:
+        n_bytes = tensorfile.stream(out, described, tensors.raw, metadata)
     tell(Saved(str(out), n_bytes, f"{len(metadata)} entries in the header"))
     return MetadataReport(
         Path(out), n_bytes,
