@@ -36,7 +36,9 @@ def main() -> None:
                 continue
             name = "".join(c if c.isalnum() else "_" for c in record["name"]) + ".png"
             Image.fromarray(picture).save(folder / name, optimize=True)
-            lines.append({"file_name": name, "text": record["caption"].replace(f"{record['style_word']} style", f"{word} style")})
+            lines.append(
+                {"file_name": name, "text": record["caption"].replace(f"{record['style_word']} style", f"{word} style")}
+            )
         (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         print(f"{folder}: {len(lines)} pictures")
 

@@ -47,7 +47,9 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unet.save_pretrained(path / "unet")
     vae.save_pretrained(path / "vae")
     text.save_pretrained(path / "text_encoder")
-    DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1).save_pretrained(path / "scheduler")
+    DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    ).save_pretrained(path / "scheduler")
     shutil.copytree(bundled_base() / "tokenizer", path / "tokenizer")
     index = json.loads((bundled_base() / "model_index.json").read_text())
     (path / "model_index.json").write_text(json.dumps(index))

@@ -40,7 +40,11 @@ def test_wrapping_changes_no_output() -> None:
 def test_gradients_are_those_of_plain_autograd(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     base = nn.Linear(12, 10).to(dtype).requires_grad_(False)
-    tensors = {"up": torch.randn(10, 3, dtype=dtype), "down": torch.randn(3, 12, dtype=dtype), "alpha": torch.tensor(6.0)}
+    tensors = {
+        "up": torch.randn(10, 3, dtype=dtype),
+        "down": torch.randn(3, 12, dtype=dtype),
+        "alpha": torch.tensor(6.0),
+    }
     module = inject.LowRankLinear(base, tensors)
     x = torch.randn(4, 7, 12, dtype=dtype, requires_grad=True)
     weights = torch.randn(4, 7, 10, dtype=dtype)
@@ -54,7 +58,8 @@ def test_gradients_are_those_of_plain_autograd(dtype: torch.dtype) -> None:
 
 def test_the_first_layer_gets_no_input_gradient() -> None:
     module = inject.LowRankLinear(
-        nn.Linear(4, 4).requires_grad_(False), {"up": torch.ones(4, 1), "down": torch.ones(1, 4), "alpha": torch.tensor(1.0)}
+        nn.Linear(4, 4).requires_grad_(False),
+        {"up": torch.ones(4, 1), "down": torch.ones(1, 4), "alpha": torch.tensor(1.0)},
     )
     x = torch.randn(3, 4)
     module(x).sum().backward()

@@ -29,7 +29,11 @@ def test_every_option_is_a_setting_of_the_run_and_every_setting_is_read() -> Non
     assert set(TrainOptions.model_fields) == names | READ_ELSEWHERE
     code = "\n".join(p.read_text() for p in (ROOT / "src" / "deltaw" / "training").glob("*.py") if p.name != "plan.py")
     code += (ROOT / "src" / "deltaw" / "training" / "plan.py").read_text().split("class _Chooser")[1]
-    unread = [n for n in names if f"settings.{n}" not in code and f'choose.values["{n}"]' not in code and f'pick("{n}"' not in code]
+    unread = [
+        n
+        for n in names
+        if f"settings.{n}" not in code and f'choose.values["{n}"]' not in code and f'pick("{n}"' not in code
+    ]
     assert not unread
     assert all(f"options.{name}" in code for name in READ_ELSEWHERE)
 

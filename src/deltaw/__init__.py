@@ -13,10 +13,10 @@ from deltaw._version import VERSION as __version__
 if TYPE_CHECKING:
     from deltaw.delta import Delta, Update
     from deltaw.errors import DeltawError
-    from deltaw.verbs.load import load
     from deltaw.training.report import Report
     from deltaw.training.run import train
     from deltaw.verbs.generate import generate
+    from deltaw.verbs.load import load
     from deltaw.zoo import bundled_base
 
 _WHERE = {

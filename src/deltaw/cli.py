@@ -24,10 +24,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 METAVARS: dict[Any, str] = {str: "TEXT", int: "INT", float: "NUMBER", Path: "PATH"}
 
-app = App(name="deltaw", version=VERSION, help="Teach an image model a style or subject as a small ΔW, and prove that it worked.")
+app = App(
+    name="deltaw",
+    version=VERSION,
+    help="Teach an image model a style or subject as a small ΔW, and prove that it worked.",
+)
 
 Settings = Annotated[
-    list[str] | None, Parameter(name="--set", help="key=value for an option without a flag; see docs/options.md.", negative="")
+    list[str] | None,
+    Parameter(name="--set", help="key=value for an option without a flag; see docs/options.md.", negative=""),
 ]
 Config = Annotated[Path | None, Parameter(help="A TOML file of options; flags win over it.")]
 Strict = Annotated[bool, Parameter(help="Warnings about the input are errors.", negative="")]
@@ -90,7 +95,15 @@ def train(
         if dry_run:
             run.look(folder, options.parse(given, settings or (), config), strict=strict, tell=show)
         else:
-            run.train(folder, config=config, settings=settings or (), strict=strict, stop_asked=lambda: stop.asked, tell=show, **given)
+            run.train(
+                folder,
+                config=config,
+                settings=settings or (),
+                strict=strict,
+                stop_asked=lambda: stop.asked,
+                tell=show,
+                **given,
+            )
     finally:
         show.close()
         signal.signal(signal.SIGINT, previous)
@@ -101,8 +114,12 @@ def generate(
     prompts: Annotated[list[str] | None, Parameter(help="What to draw; several are drawn one after the other.")] = None,
     /,
     *,
-    lora: Annotated[list[str] | None, Parameter(help="FILE[:STRENGTH]; may be repeated, 0 and negative work.", negative="")] = None,
-    base: Annotated[str | None, Parameter(help="Base model: a diffusers folder or a hub id. Default: the bundled one.")] = None,
+    lora: Annotated[
+        list[str] | None, Parameter(help="FILE[:STRENGTH]; may be repeated, 0 and negative work.", negative="")
+    ] = None,
+    base: Annotated[
+        str | None, Parameter(help="Base model: a diffusers folder or a hub id. Default: the bundled one.")
+    ] = None,
     negative: Annotated[str | None, Parameter(help="What to steer away from.")] = None,
     seed: Annotated[int | None, Parameter(help="Seed of the first picture; the next ones add 1 each.")] = None,
     steps: Annotated[int | None, Parameter(help="Denoising steps.")] = None,
@@ -110,8 +127,12 @@ def generate(
     size: Annotated[str | None, Parameter(help="SIDE or WIDTHxHEIGHT in pixels.")] = None,
     count: Annotated[int, Parameter(help="Pictures per prompt.")] = 1,
     out: Annotated[Path | None, Parameter(help="A .png file, or a folder. Default: the current folder.")] = None,
-    grid: Annotated[str | None, Parameter(help="One labelled sheet: strength=0,0.5,1 or prompt=a cat|a dog or seed=…")] = None,
-    like: Annotated[Path | None, Parameter(help="A PNG made by this command: repeat it, except for what is given.")] = None,
+    grid: Annotated[
+        str | None, Parameter(help="One labelled sheet: strength=0,0.5,1 or prompt=a cat|a dog or seed=…")
+    ] = None,
+    like: Annotated[
+        Path | None, Parameter(help="A PNG made by this command: repeat it, except for what is given.")
+    ] = None,
     device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16.")] = None,
     strict: Strict = False,

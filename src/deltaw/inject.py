@@ -27,7 +27,9 @@ class _LowRank(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
         flat = x.flatten(0, -2)
         y = functional.linear(flat, weight, bias)
         y.addmm_(flat @ down.to(x.dtype).t(), (up * scale).to(x.dtype).t())
@@ -129,7 +131,9 @@ def _targeted(model: nn.Module, targets: str) -> dict[str, nn.Linear | nn.Conv2d
     found = {path: module for path, module in linear.items() if pattern.search(path)}
     if not found:
         near = difflib.get_close_matches(targets, linear, n=1, cutoff=0.0)
-        raise UsageError("targets matches no Linear or Conv2d of the base", where=targets, advice=f"a path is e.g. {near[0]}")
+        raise UsageError(
+            "targets matches no Linear or Conv2d of the base", where=targets, advice=f"a path is e.g. {near[0]}"
+        )
     grouped = [p for p, m in found.items() if isinstance(m, nn.Conv2d) and m.groups != 1]
     if grouped:
         raise UsageError("grouped convolutions cannot take a LoRA", where=grouped[0], advice="narrow --set targets")

@@ -41,15 +41,17 @@ class TrainOptions(BaseModel):
         "Rank r of ΔW = B·A: the room for what is learnt, and the file size.", visible=True, ge=1
     )
     alpha: float | None = _option("ΔW is scaled by alpha / rank. Default: alpha = rank.", visible=True, gt=0)
-    lr: float | None = _option("Peak learning rate. Twice as much learns faster, then breaks.", visible=True, gt=0, le=1)
-    batch: int | None = _option(
-        "Pictures per step. Costs memory in proportion; steadier learning.", visible=True, ge=1
+    lr: float | None = _option(
+        "Peak learning rate. Twice as much learns faster, then breaks.", visible=True, gt=0, le=1
     )
+    batch: int | None = _option("Pictures per step. Costs memory in proportion; steadier learning.", visible=True, ge=1)
     resolution: int | None = _option(
         "Side of a square picture in pixels; others get its area.", visible=True, ge=32, multiple_of=8
     )
     seed: int | None = _option("Seed of everything random; the same one gives the same file.", visible=True, ge=0)
-    dialect: str | None = _option("Key names of the result: kohya (every tool reads it), diffusers, peft.", visible=True)
+    dialect: str | None = _option(
+        "Key names of the result: kohya (every tool reads it), diffusers, peft.", visible=True
+    )
     resume: bool | None = _option("Go on with the run in --out where it stopped.", visible=True)
 
     targets: str | None = _option("Regular expression; modules whose path it is found in get an adapter.")
@@ -88,9 +90,7 @@ def fields(model: type[BaseModel], *, visible: bool) -> dict[str, tuple[Any, str
     return found
 
 
-def parse(
-    flags: Mapping[str, Any], settings: Sequence[str] = (), config: str | Path | None = None
-) -> Given:
+def parse(flags: Mapping[str, Any], settings: Sequence[str] = (), config: str | Path | None = None) -> Given:
     """Merges a TOML file, `--set key=value` and flags, the later winning, and checks everything.
 
     Args:
@@ -171,5 +171,5 @@ def _explained(detail: Any, origin: Mapping[str, str]) -> UsageError:
     return UsageError(
         f"{key} = {detail['input']!r} is refused: {detail['msg'].lower()}",
         where=where,
-        expected=info.description if info else "",
+        expected=(info.description or "") if info else "",
     )

@@ -85,7 +85,12 @@ class Live(_Lines):
 
     def __init__(self, console: Console):
         super().__init__(console)
-        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+        )
         self.progress = Progress(*columns, TimeRemainingColumn(compact=True), console=console, transient=True)
         self.progress.start()
         self.task: TaskID | None = None
@@ -119,7 +124,7 @@ class Plain(_Lines):
         match event:
             case Phase(name, total, unit):
                 self.phase, self.said = event, time.monotonic()
-                self.console.print(f"{escape(name)}{f' ({total} {unit})' if total else ''} …", highlight=False)
+                self.console.print(f"{escape(name)}{f' ({counted(total, unit)})' if total else ''} …", highlight=False)
             case Tick(done, _):
                 if self._due(done):
                     self.console.print(f"  {done} of {self.phase.total} {self.phase.unit}", highlight=False)
@@ -146,6 +151,11 @@ def _table(event: Table) -> RichTable:
     for row in event.rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
+
+
+def counted(n: int, unit: str) -> str:
+    """A number with its unit, which is given in the plural."""
+    return f"{n} {unit.removesuffix('s') if n == 1 else unit}"
 
 
 def size(n_bytes: int) -> str:

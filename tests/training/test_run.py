@@ -42,12 +42,18 @@ def test_a_folder_becomes_a_verified_file(pictures: Callable[..., Path], tiny_ba
     assert report.proof.n_modules == 32
     assert [e.step for e in heard if isinstance(e, Step)] == [1, 2, 3, 4]
     assert any("base: " in e.text for e in heard if isinstance(e, Note))
-    assert {Path(e.path).name for e in heard if isinstance(e, Saved)} >= {"blocks.safetensors", "sheet.png", "report.html"}
+    assert {Path(e.path).name for e in heard if isinstance(e, Saved)} >= {
+        "blocks.safetensors",
+        "sheet.png",
+        "report.html",
+    }
     lines = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     assert sum(line["event"] == "step" for line in lines) == 4
 
 
-def test_the_file_says_what_it_is_and_nothing_private(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+def test_the_file_says_what_it_is_and_nothing_private(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
     report = train(pictures(3), tiny_base, tmp_path / "out", trigger="zxq", alpha=1.0)
     metadata = tensorfile.read_header(report.file).metadata
     assert metadata["ss_base_model_version"] == "sd_v1"
@@ -93,7 +99,9 @@ def test_ten_steps_are_five_and_a_kill_and_five(pictures: Callable[..., Path], t
     assert not (out / "blocks.safetensors").exists()
     subprocess.run([*command, "resume"], check=True, stdout=subprocess.DEVNULL)
     assert (out / "blocks.safetensors").read_bytes() == whole.file.read_bytes()
-    steps = [json.loads(line)["step"] for line in (out / "events.jsonl").read_text().splitlines() if '"step"' in line[:20]]
+    steps = [
+        json.loads(line)["step"] for line in (out / "events.jsonl").read_text().splitlines() if '"step"' in line[:20]
+    ]
     assert steps[-5:] == [6, 7, 8, 9, 10], "it went on after the saved step 5"
 
 
@@ -113,7 +121,9 @@ def test_stopping_saves_and_resuming_gives_the_same_file(
 
 
 @pytest.mark.parametrize("change", ["lr", "pictures"])
-def test_another_run_is_not_continued(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, change: str) -> None:
+def test_another_run_is_not_continued(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, change: str
+) -> None:
     folder = pictures(3)
     train(folder, tiny_base, tmp_path / "out")
     if change == "pictures":
@@ -138,6 +148,14 @@ def test_a_full_result_folder_is_left_alone(pictures: Callable[..., Path], tiny_
     with pytest.raises(UsageError, match="not empty"):
         train(pictures(3), tiny_base, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_the_folder_of_pictures_is_no_result_folder(pictures: Callable[..., Path], tiny_base: Path) -> None:
+    folder = pictures(3)
+    before = sorted(folder.iterdir())
+    with pytest.raises(UsageError, match="folder of pictures"):
+        train(folder, tiny_base, folder)
+    assert sorted(folder.iterdir()) == before
 
 
 def test_nothing_to_resume_is_said(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
@@ -190,5 +208,3 @@ def test_rectangular_pictures_train_in_their_buckets(
         paint(tmp_path / "mixed" / f"{i}.png", i, size, "a thing")
     report = train(tmp_path / "mixed", tiny_base, tmp_path / "out", steps=8)
     assert report.proof.effect > 0
-
-

@@ -41,7 +41,7 @@ def _capped(snr: Tensor, gamma: float) -> Tensor:
 
 EPS = Objective(
     "epsilon",
-    target=lambda x0, e, a, s: e,
+    target=lambda x0, e, a, s: e,  # noqa: ARG005
     to_x0=lambda pred, x, a, s: (x - s * pred) / a,
     min_snr=lambda snr, gamma: _capped(snr, gamma) / snr,
 )
@@ -57,9 +57,9 @@ V = Objective(
 
 FLOW = Objective(
     "flow_prediction",
-    target=lambda x0, e, a, s: e - x0,
-    to_x0=lambda pred, x, a, s: x - s * pred,
-    min_snr=lambda snr, gamma: torch.ones_like(snr),
+    target=lambda x0, e, a, s: e - x0,  # noqa: ARG005
+    to_x0=lambda pred, x, a, s: x - s * pred,  # noqa: ARG005
+    min_snr=lambda snr, gamma: torch.ones_like(snr),  # noqa: ARG005
 )
 """The velocity of x = (1 - t)·x0 + t·e, so a = 1 - t and s = t (Lipman et al. 2022, arXiv 2210.02747)."""
 

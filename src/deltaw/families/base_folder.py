@@ -44,14 +44,20 @@ class BaseFolder:
             shards = sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))
             missing = [name for name in shards if not (folder / name).is_file()]
             if missing:
-                raise InputError(f"shards are missing: {', '.join(missing)}", where=folder, advice="download the base again")
+                raise InputError(
+                    f"shards are missing: {', '.join(missing)}", where=folder, advice="download the base again"
+                )
             return [folder / name for name in shards]
         plain = [f for f in sorted(folder.glob("*.safetensors")) if len(f.suffixes) == 1] or sorted(
             folder.glob("*.safetensors")
         )
         if not plain:
             pickles = [f.name for f in (*folder.glob("*.bin"), *folder.glob("*.ckpt"))]
-            advice = f"only pickles are there ({pickles[0]}); get the safetensors version" if pickles else "download it again"
+            advice = (
+                f"only pickles are there ({pickles[0]}); get the safetensors version"
+                if pickles
+                else "download it again"
+            )
             raise InputError("no safetensors weights", where=folder, expected=f"{part}/*.safetensors", advice=advice)
         return plain[:1]
 
@@ -114,7 +120,9 @@ def read(path: Path) -> BaseFolder:
         try:
             configs[part] = json.loads((path / part / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            problems.append(InputError(f"{part}/{name} cannot be read ({error})", where=path, advice="download it again"))
+            problems.append(
+                InputError(f"{part}/{name} cannot be read ({error})", where=path, advice="download it again")
+            )
     folder = BaseFolder(path, configs, _recommended(path))
     for part in PARTS:
         try:

@@ -117,9 +117,7 @@ class StableDiffusion:
 
     def _load(self, kind: Any, part: str, device: torch.device, dtype: torch.dtype) -> Any:
         _quiet()
-        model = kind.from_pretrained(
-            self.folder.path / part, dtype=dtype, use_safetensors=True, local_files_only=True
-        )
+        model = kind.from_pretrained(self.folder.path / part, dtype=dtype, use_safetensors=True, local_files_only=True)
         return model.to(device).eval().requires_grad_(False)
 
 

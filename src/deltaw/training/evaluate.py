@@ -109,11 +109,13 @@ def recommend(losses: Sequence[tuple[int, Tensor]]) -> tuple[int, str]:
         losses: (step, losses per picture (n,)) of every snapshot, on the same questions.
     """
     best_step, best = min(losses, key=lambda item: float(item[1].mean()))
-    for step, candidate in losses:
-        difference = candidate - best
-        noise = float(difference.std()) / math.sqrt(len(best)) if len(best) > 1 else 0.0
-        if float(difference.mean()) <= noise:
-            break
+    step = next(step for step, candidate in losses if _within_noise(candidate - best))
     if step == best_step:
         return step, "it has the lowest loss"
     return step, f"it is within noise of the lowest loss (step {best_step}) and was there earlier"
+
+
+def _within_noise(difference: Tensor) -> bool:
+    """The mean difference (n,) is at most its standard error; one picture has no spread to tell noise by."""
+    noise = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    return float(difference.mean()) <= noise

@@ -66,7 +66,7 @@ def _latents(
         tell(Phase("encode pictures", len(missing), "pictures"))
         encode = base.image_encoder(device)
         for n, i in enumerate(missing):
-            pixels = image.fit(image.load(pictures[i].path), sizes_px[i])
+            pixels = image.fit(image.load(pictures[i].path, digest=pictures[i].digest), sizes_px[i])
             latent = encode(pixels[np.newaxis])[0]
             if not torch.isfinite(latent).all():
                 raise InputError("the VAE made non-finite latents of this picture", where=pictures[i].name,

@@ -63,14 +63,17 @@ class RunFolder:
         return self.path / "snapshots" / f"{self.name}-{step:06d}.safetensors"
 
 
-def prepare(path: Path, name: str, resume: bool) -> RunFolder:
-    """Makes the folder, or finds the one to resume.
+def prepare(path: Path, pictures: Path, resume: bool) -> RunFolder:
+    """Makes the folder, or finds the one to resume; the run is named as the folder of pictures.
 
     Raises:
-        UsageError: it holds something already and nothing is to be resumed.
+        UsageError: it is the pictures' own folder, or holds something already and nothing is to be resumed.
         InputError: it cannot be made.
     """
-    folder = RunFolder(path, name)
+    folder = RunFolder(path, pictures.resolve().name or "run")
+    if path.resolve() == pictures.resolve():
+        raise UsageError("the result folder is the folder of pictures", where=path, expected="another --out",
+                         advice="the contact sheet would be trained on the next time")  # fmt: skip
     if path.is_dir() and any(path.iterdir()) and not resume:
         raise UsageError("the result folder is not empty", where=path, expected="a new or empty --out",
                          advice="give another --out, or --resume to continue the run that is there")  # fmt: skip
@@ -79,7 +82,9 @@ def prepare(path: Path, name: str, resume: bool) -> RunFolder:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"the result folder cannot be made ({error.strerror})", where=path, advice="give another --out") from error
+        raise InputError(
+            f"the result folder cannot be made ({error.strerror})", where=path, advice="give another --out"
+        ) from error
     return folder
 
 

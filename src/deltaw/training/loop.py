@@ -53,9 +53,7 @@ def seeded(seed: int, purpose: str, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def train(
-    work: Work, run: Run, at_mark: Callable[[Run], None], stop_asked: Callable[[], bool], tell: Tell
-) -> None:
+def train(work: Work, run: Run, at_mark: Callable[[Run], None], stop_asked: Callable[[], bool], tell: Tell) -> None:
     """Takes the optimizer steps from `run.step` to the plan's last.
 
     Args:

@@ -11,7 +11,9 @@ def trigger_words(plan: Plan) -> str:
     return plan.settings.trigger or common_ending(plan.captions)
 
 
-def describe(name: str, family: Family, plan: Plan, prediction_type: str, base_sha256: str, version: str) -> dict[str, str]:
+def describe(
+    name: str, family: Family, plan: Plan, prediction_type: str, base_sha256: str, version: str
+) -> dict[str, str]:
     """kohya's minimal `ss_*` keys and modelspec's; no path, user name, caption or time of day.
 
     Times are left out so that the same run gives the same bytes.

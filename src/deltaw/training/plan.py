@@ -177,7 +177,9 @@ def _choose_model(choose: _Chooser, base: StableDiffusion) -> None:
 
 def _choose_length(choose: _Chooser, base: StableDiffusion, n_training: int, device: torch.device) -> None:
     on_gpu = device.type == "cuda"
-    batch = choose.pick("batch", 4 if on_gpu else 1, "a GPU is there" if on_gpu else "the memory of a CPU run is kept low")
+    batch = choose.pick(
+        "batch", 4 if on_gpu else 1, "a GPU is there" if on_gpu else "the memory of a CPU run is kept low"
+    )
     advice = base.folder.recommended.get("length", {"visits": 100, "least": 300, "most": 2000})
     steps = round(advice["visits"] * n_training / batch)
     steps = min(max(steps, advice["least"]), advice["most"])
@@ -201,7 +203,9 @@ def _held_out_default(n: int) -> tuple[int, str]:
 def _held_out(count: int, n: int) -> tuple[int, ...]:
     """Evenly spread over the sorted pictures, so that one folder's names do not decide."""
     if count >= n:
-        raise UsageError(f"held_out = {count} leaves no picture to train on", where="held_out", expected=f"less than {n}")
+        raise UsageError(
+            f"held_out = {count} leaves no picture to train on", where="held_out", expected=f"less than {n}"
+        )
     return tuple(sorted({round((i + 0.5) * n / count - 0.5) for i in range(count)})) if count else ()
 
 
@@ -214,7 +218,9 @@ def _buckets(choose: _Chooser, base: StableDiffusion, dataset: Dataset) -> tuple
     return tuple(bucketing.bucket(p.size_px, side, step) for p in dataset.pictures)
 
 
-def _prompts(captions: Sequence[str], training: Sequence[int], advice: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+def _prompts(
+    captions: Sequence[str], training: Sequence[int], advice: Mapping[str, Any]
+) -> tuple[tuple[str, ...], str]:
     """Two captions that were trained and four subjects that were not, in the pictures' common words."""
     common = common_ending(captions)
     known = [captions[training[round(i * (len(training) - 1))]] for i in (0.25, 0.75)]

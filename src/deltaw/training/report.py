@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jinja2
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deltaw import tensorfile
@@ -88,12 +89,7 @@ def _tables(report: Report, plan: Plan, dataset: Dataset) -> list[tuple[str, Seq
         ("changes the network's output by", f"{proof.effect:.1%}"),
         ("deviation of the file's effect from the trained one", f"{proof.deviation:.3%}"),
         ("rounding of ΔW by the file's precision", f"{proof.rounding:.4%}"),
-        ("size", f"{report.n_bytes / 1e6:.2f} MB"),
     ]
-    spent: list[Sequence[str]] = [(phase, f"{seconds:.1f} s") for phase, seconds in report.seconds.items()]
-    spent += [("training speed", f"{report.steps_per_s:.2f} steps/s"), ("peak memory", f"{report.peak_rss_bytes / 1e9:.2f} GB")]
-    if report.peak_device_bytes:
-        spent.append(("peak memory of the GPU", f"{report.peak_device_bytes / 1e9:.2f} GB"))
     planned: list[Sequence[str]] = [(name, _short(v.value), v.origin, v.reason) for name, v in plan.values.items()]
     pictures: list[Sequence[str]] = [
         (p.name, f"{p.size_px[0]}×{p.size_px[1]}", f"{plan.sizes_px[i][0]}×{plan.sizes_px[i][1]}",
@@ -103,14 +99,33 @@ def _tables(report: Report, plan: Plan, dataset: Dataset) -> list[tuple[str, Seq
     pictures += [(s.name, "", "", "skipped", s.reason, "") for s in dataset.skipped]
     return [
         ("What was proved about the file", ("what", "found"), proved),
-        ("What it cost", ("phase", "spent"), spent),
+        ("What it cost", ("what", "spent"), list(cost(report))),
         ("The plan", ("option", "value", "from", "why"), planned),
         ("The pictures", ("file", "size", "seen at", "use", "caption", "from"), pictures),
     ]
 
 
+def cost(report: Report) -> list[tuple[str, str]]:
+    """What a run took: seconds by phase, speed, memory, and the size of the file."""
+    rows = [(phase, f"{seconds:.1f} s") for phase, seconds in report.seconds.items()]
+    rows += [
+        ("all", f"{sum(report.seconds.values()):.1f} s"),
+        ("training speed", f"{report.steps_per_s:.2f} steps/s"),
+        ("peak memory", f"{report.peak_rss_bytes / 1e9:.2f} GB"),
+    ]
+    if report.peak_device_bytes:
+        rows.append(("peak memory of the GPU", f"{report.peak_device_bytes / 1e9:.2f} GB"))
+    return [*rows, ("file", f"{report.n_bytes / 1e6:.2f} MB")]
+
+
 def _short(value: object) -> str:
-    return " | ".join(value) if isinstance(value, tuple | list) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        " | ".join(value)
+        if isinstance(value, tuple | list)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _base64(content: bytes) -> str:
@@ -131,7 +146,9 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 def curves(report: Report) -> bytes:
     """Training loss by step and, beside it, the change against the base with its interval, as SVG."""
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "deltaw"}):
+    with matplotlib.rc_context(
+        {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "deltaw"}
+    ):
         figure = Figure(figsize=(9, 3.2), layout="constrained", facecolor="none")
         left, right = figure.subplots(1, 2)
         steps = range(1, len(report.losses) + 1)
@@ -144,7 +161,7 @@ def curves(report: Report) -> bytes:
     return buffer.getvalue()
 
 
-def _plot_scores(axes: matplotlib.axes.Axes, report: Report) -> None:
+def _plot_scores(axes: Axes, report: Report) -> None:
     at = [0, *(s.step for s in report.scores)]
     middle = [0.0, *(100 * s.change for s in report.scores)]
     if all(s.n > 1 for s in report.scores):

@@ -85,10 +85,12 @@ def train(
         given = _given(folder, config, settings, flags)
         out = plan.out_folder(given, folder)
         base, dataset, made = look(folder, given, strict=strict, tell=tell)
-        run_folder = prepare(out, folder.resolve().name or "run", resume=bool(given.options.resume))
+        run_folder = prepare(out, folder, resume=bool(given.options.resume))
         write_config(run_folder.config, made.values, given.options.base or str(zoo.bundled_base()))
     with run_folder.events.open("a", encoding="utf-8") as file:
-        return _Session(base, dataset, made, run_folder, clock, Diary(file, tell)).run(bool(given.options.resume), stop_asked)
+        return _Session(base, dataset, made, run_folder, clock, Diary(file, tell)).run(
+            bool(given.options.resume), stop_asked
+        )
 
 
 def look(folder: Path, given: Given, *, strict: bool, tell: Tell) -> tuple[sd.StableDiffusion, Dataset, Plan]:
@@ -141,8 +143,17 @@ def _shown(value: object) -> str:
 class _Session:
     """One run from a made plan to a report; the steps are its methods, in order."""
 
-    def __init__(self, base: sd.StableDiffusion, dataset: Dataset, made: Plan, folder: RunFolder, clock: Clock, tell: Tell):
-        self.base, self.dataset, self.plan, self.folder, self.clock, self.tell = base, dataset, made, folder, clock, tell
+    def __init__(
+        self, base: sd.StableDiffusion, dataset: Dataset, made: Plan, folder: RunFolder, clock: Clock, tell: Tell
+    ):
+        self.base, self.dataset, self.plan, self.folder, self.clock, self.tell = (
+            base,
+            dataset,
+            made,
+            folder,
+            clock,
+            tell,
+        )
         self.device, _ = devices.choose(made.settings.device)
         self.dtype = getattr(torch, made.settings.dtype)
         self.shapes = formats.shapes_of(base.folder.path)
@@ -153,6 +164,15 @@ class _Session:
         with self.clock.phase("encode"):
             data = feed.fill(self.base, self.dataset.pictures, self.plan.sizes_px, self.plan.captions, self.device,
                              Cache(default_root()), self.tell)  # fmt: skip
+        proof, losses, speed = self._learn(data, resume, stop_asked)
+        with self.clock.phase("draw"):  # the networks of training are gone by now: drawing needs the room
+            drawn = self._draw()
+        return self._report(proof, drawn, losses, speed)
+
+    def _learn(
+        self, data: feed.Feed, resume: bool, stop_asked: Callable[[], bool]
+    ) -> tuple[verify.Proof, tuple[float, ...], float]:
+        """Trains, writes the file and proves it; gives the proof, the losses and the steps per second."""
         with self.clock.phase("load"):
             work, progress, questions = self._load(data, resume)
         self.tell(Phase("train", self.plan.settings.steps, "steps"))
@@ -164,23 +184,23 @@ class _Session:
             self._interrupted(work, progress)
         with self.clock.phase("write and prove"):
             proof = self._write(work, questions)
-        losses = tuple(progress.losses)
-        del work, progress  # the networks are not needed while drawing
-        with self.clock.phase("draw"):
-            drawn = self._draw()
-        return self._report(proof, drawn, losses, speed)
+        return proof, tuple(progress.losses), speed
 
     def _load(self, data: feed.Feed, resume: bool) -> tuple[loop.Work, loop.Run, evaluate.Probe]:
         settings = self.plan.settings
         self.tell(Phase("load the base"))
         unet = self.base.denoiser(self.device, self.dtype)
-        wrapped = inject.wrap(unet, settings.targets, settings.rank, settings.alpha, loop.seeded(settings.seed, "init", 0))
+        wrapped = inject.wrap(
+            unet, settings.targets, settings.rank, settings.alpha, loop.seeded(settings.seed, "init", 0)
+        )
         parameters = wrapped.parameters()
         optimizer = optim.ALL[settings.optimizer](parameters.values(), settings.lr, settings.weight_decay)
         work = loop.Work(self.base, unet, wrapped, data, self.plan, self.device, self.dtype)
         run = loop.Run(0, [], optimizer)
         n_params = sum(p.numel() for p in parameters.values())
-        self.tell(Note(f"{len(wrapped.modules)} modules get a LoRA of rank {settings.rank}: {n_params:,} numbers to train"))
+        self.tell(
+            Note(f"{len(wrapped.modules)} modules get a LoRA of rank {settings.rank}: {n_params:,} numbers to train")
+        )
         asked = self.plan.held_out or self.plan.training
         asked = asked[:: max(1, -(-len(asked) // PROBE_ITEMS))]
         questions = evaluate.probe(
@@ -198,7 +218,9 @@ class _Session:
         state.require_same(saved.fingerprint, self._fingerprint())
         state.restore(saved, parameters, run.optimizer)
         run.step, run.losses = saved.step, saved.history["losses"].tolist()
-        self.history.probes = {int(k.removeprefix("probe/")): v for k, v in saved.history.items() if k.startswith("probe/")}
+        self.history.probes = {
+            int(k.removeprefix("probe/")): v for k, v in saved.history.items() if k.startswith("probe/")
+        }
         self.tell(Note(f"resumed after step {saved.step}"))
 
     def _ask(self, work: loop.Work, questions: evaluate.Probe) -> Tensor:
@@ -301,6 +323,7 @@ class _Session:
                     f"{self.plan.settings.rank}, on {self.base.folder.path.name}")  # fmt: skip
         report.write_html(self.folder.report, made, self.plan, self.dataset, subtitle)
         self.tell(Saved(str(self.folder.report), self.folder.report.stat().st_size, "report"))
+        self.tell(Table("cost", ("what", "spent"), tuple(report.cost(made))))
         self.tell(Note(made.verdict))
         return made
 

@@ -47,7 +47,10 @@ class Sampler:
         """The indices in a bucket's batch number `turn`, from 0."""
         members = self.buckets[bucket]
         first = turn * self.batch
-        return [members[self._shuffled(bucket, i // len(members))[i % len(members)]] for i in range(first, first + self.batch)]
+        return [
+            members[self._shuffled(bucket, i // len(members))[i % len(members)]]
+            for i in range(first, first + self.batch)
+        ]
 
     def _shuffled(self, bucket: tuple[int, int], turn: int) -> np.ndarray:
         # SeedSequence mixes its words, so neighbouring rounds are unrelated

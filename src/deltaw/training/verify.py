@@ -50,7 +50,9 @@ def require_sound(delta: Delta) -> None:
             advice="lower --lr, or write with --set save_dtype=float32",
         )  # fmt: skip
     if not any(bool(u.tensors["up"].any()) for u in delta.updates.values()):
-        raise UnverifiedError("the result changes nothing: every module is zero", advice="more --steps or a higher --lr")
+        raise UnverifiedError(
+            "the result changes nothing: every module is zero", advice="more --steps or a higher --lr"
+        )
 
 
 def prove(

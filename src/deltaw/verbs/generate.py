@@ -181,9 +181,13 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         with Image.open(path) as picture:
             text = getattr(picture, "text", {}).get(CHUNK)
     except OSError as error:
-        raise InputError(f"cannot be read as a picture ({error})", where=path, expected="a PNG by `deltaw generate`") from error
+        raise InputError(
+            f"cannot be read as a picture ({error})", where=path, expected="a PNG by `deltaw generate`"
+        ) from error
     if text is None:
-        raise InputError("holds no recipe", where=path, expected="a PNG by `deltaw generate`", advice="re-saving a picture drops it")
+        raise InputError(
+            "holds no recipe", where=path, expected="a PNG by `deltaw generate`", advice="re-saving a picture drops it"
+        )
     recipe = json.loads(text)
     return {**recipe, "size": f"{recipe['width_px']}x{recipe['height_px']}"}
 
@@ -239,7 +243,9 @@ def _size(text: str, factor: int) -> tuple[int, int]:
     sides = int(width), int(height or width)
     if any(side % factor or not side for side in sides):
         near = "x".join(str(max(1, round(side / factor)) * factor) for side in sides)
-        raise UsageError(f"size {text} does not fit the base", where="--size", expected=f"multiples of {factor}", advice=near)
+        raise UsageError(
+            f"size {text} does not fit the base", where="--size", expected=f"multiples of {factor}", advice=near
+        )
     return sides
 
 
@@ -249,13 +255,19 @@ def _same_base(past: Mapping[str, Any], recipe: Recipe, tell: Tell) -> None:
 
 
 def _write_singles(
-    painter: Painter, recipes: Sequence[Recipe], deltas: Sequence[tuple[Delta, float]], out: str | Path | None, tell: Tell
+    painter: Painter,
+    recipes: Sequence[Recipe],
+    deltas: Sequence[tuple[Delta, float]],
+    out: str | Path | None,
+    tell: Tell,
 ) -> list[Path]:
     """One file each, drawn one by one, so that a picture does not depend on its neighbours."""
     target = Path(out) if out else Path()
     single_file = target.suffix.lower() == ".png"
     if single_file and len(recipes) > 1:
-        raise UsageError(f"{len(recipes)} pictures do not fit in one file", where=target, advice="give a folder as --out")
+        raise UsageError(
+            f"{len(recipes)} pictures do not fit in one file", where=target, advice="give a folder as --out"
+        )
     tell(Phase("draw", len(recipes), "pictures"))
     files = []
     for i, recipe in enumerate(recipes):
