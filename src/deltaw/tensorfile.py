@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from deltaw.atomic import replacing, write_bytes, write_text
 from deltaw.errors import DeltawError, InputError
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = [
+    "Header", "TensorInfo", "Tensors", "dtype_name", "lazy", "raw", "read", "read_header", "replacing", "stream", "write",
+    "write_bytes", "write_text",
+]  # fmt: skip
 
 MAX_HEADER_BYTES = 100_000_000
 """safetensors' own cap; a larger header is not a model, whatever it says."""
@@ -245,7 +249,7 @@ def raw(path: str | Path, name: str) -> memoryview:
 def read(path: str | Path) -> dict[str, torch.Tensor]:
     """All tensors of a file, in the order of the header."""
     with lazy(path) as handle:
-        return {name: handle.get_tensor(name) for name in handle.keys()}
+        return {name: handle.get_tensor(name) for name in handle.header.tensors}
 
 
 def write(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> int:
@@ -327,67 +331,3 @@ def _put(
     if made.nbytes != DTYPE_BYTES[dtype] * prod(shape):
         raise DeltawError(f"{name} has {made.nbytes} bytes, not those of {dtype} {shape}", where=path)
     file.write(made)
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path in the same folder; on success it is synced and takes the final name.
-
-    On any failure the previous file stays as it was and the temporary one is removed.
-
-    Raises:
-        DeltawError: the folder cannot be written or the disk is full; the numbers are in the message.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise DeltawError(
-            f"cannot write here ({error.strerror})", where=path.parent, advice="choose another --out"
-        ) from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise DeltawError(
-            f"writing failed ({error.strerror or error})", where=path, expected="room and permission to write",
-            advice="free some space or choose another --out; the previous file is untouched",
-        ) from error  # fmt: skip
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_bytes(path: str | Path, content: bytes) -> int:
-    """Writes a small file atomically; returns its size in bytes."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(content)
-    return len(content)
-
-
-def write_text(path: str | Path, text: str) -> int:
-    """Writes UTF-8 text atomically; returns its size in bytes."""
-    return write_bytes(path, text.encode())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync(path: Path) -> None:
-    """Flushes a file's or folder's entry to the disk; folders cannot be synced on every system."""
-    handle: int | IO[bytes] = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(handle)

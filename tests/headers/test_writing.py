@@ -22,7 +22,10 @@ def test_safetensors_reads_what_we_write(tmp_path: Path) -> None:
     n_bytes = tensorfile.write(path, TENSORS, {"b": "2", "ä": "日本"})
     assert n_bytes == path.stat().st_size
     back = safetensors.torch.load_file(path)
-    assert all(back[k].view(torch.uint8).equal(t.contiguous().view(torch.uint8)) if t.ndim else back[k] == t for k, t in TENSORS.items())
+    assert all(
+        back[k].view(torch.uint8).equal(t.contiguous().view(torch.uint8)) if t.ndim else back[k] == t
+        for k, t in TENSORS.items()
+    )
     with safetensors.safe_open(path, "pt") as file:
         assert file.metadata() == {"b": "2", "ä": "日本"}
 

@@ -125,6 +125,19 @@ def relate(path: str, a: Term, b: Term, shape: tuple[int, ...], weight: Weights 
     return overlap.of_dense(one.whole(), other.whole())
 
 
+def energy(path: str, term: Term, shape: tuple[int, ...], weight: Weights | None = None) -> float:
+    """‖ΔW‖² of a term's change of one module, its weight included."""
+    return norm_of(sum_of(path, [term], shape, weight)) ** 2
+
+
+def norm_of(total: Sum) -> float:
+    """Frobenius norm of a sum, from the Gram matrices of its factors where it has some."""
+    if total.factors is not None:
+        up, down = (factor.double() for factor in total.factors)
+        return math.sqrt(max(0.0, float(((up.mT @ up) * (down @ down.mT)).sum())))
+    return float(total.dense.double().norm()) if total.dense is not None else 0.0
+
+
 def _present(path: str, terms: Sequence[Term]) -> Iterator[tuple[float, Update]]:
     for term in terms:
         if path in term.delta.updates and (w := term.weigh(path)) != 0:

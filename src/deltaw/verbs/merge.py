@@ -285,15 +285,7 @@ def _sums(
 
 def _exact_layer(path: str, total: Sum) -> Layer:
     n = total.factors[0].shape[1] if total.factors is not None else 0
-    return Layer(path, n, n, norm_of(total), 0.0)
-
-
-def norm_of(total: Sum) -> float:
-    """Frobenius norm of a sum, from the Gram matrices of its factors where it has some."""
-    if total.factors is not None:
-        up, down = (factor.double() for factor in total.factors)
-        return math.sqrt(max(0.0, float(((up.mT @ up) * (down @ down.mT)).sum())))
-    return float(total.dense.double().norm()) if total.dense is not None else 0.0
+    return Layer(path, n, n, combine.norm_of(total), 0.0)
 
 
 def _changes_weight(total: Sum) -> bool:
