@@ -23,10 +23,10 @@ class Spectrum:
     """A matrix as u · diag(s) · vt + a rest that was not computed.
 
     Args:
-        u: `(out, k)`, orthonormal columns.
-        s: `(k,)`, falling.
-        vt: `(k, in)`, orthonormal rows.
-        rest: squared Frobenius norm of what u, s and vt leave out.
+        u: `(out, n)`, orthonormal columns.
+        s: `(k,)`, falling; k ≥ n where only the first n vectors were wanted.
+        vt: `(n, in)`, orthonormal rows.
+        rest: squared Frobenius norm of what is not in s.
     """
 
     u: torch.Tensor
@@ -57,13 +57,43 @@ def stacked(terms: Sequence[tuple[float, torch.Tensor, torch.Tensor]]) -> tuple[
     return torch.cat([w * up for w, up, _ in kept], 1), torch.cat([down for _, _, down in kept], 0)
 
 
-def of_factors(up: torch.Tensor, down: torch.Tensor) -> Spectrum:
-    """The spectrum of up · down from thin QR factors of both and the SVD of the core between them.
+def of_factors(up: torch.Tensor, down: torch.Tensor, n_most: int | None = None) -> Spectrum:
+    """The spectrum of up · down from thin QR factors and the small core between them.
+
+    QR goes by Cholesky of the Gram matrix in float64 (Golub & Van Loan 5.2.7), whose squared condition is harmless
+    for factors that were float32; where it is not (dependent columns, more columns than rows), by Householder.
 
     Args:
         up: `(out, k)`.
         down: `(k, in)`.
+        n_most: vectors that are wanted; all singular values come in any case.
     """
+    import torch
+
+    lower = _cholesky(up) if up.shape[1] <= min(up.shape[0], down.shape[1]) else None
+    if lower is None:
+        return _by_householder(up, down)
+    core = lower.mT @ down.double()
+    squares, vectors = torch.linalg.eigh(core @ core.mT)
+    s = squares.clamp_min(0).sqrt().flip(0)
+    vectors = vectors.flip(1)[:, :n_most]
+    u = up.double() @ torch.linalg.solve_triangular(lower.mT, vectors, upper=True)
+    vt = (vectors.mT @ core) / s[: vectors.shape[1], None].clamp_min(1e-8 * float(s[0]) + 1e-300)
+    return Spectrum(u.to(up.dtype), s.to(up.dtype), vt.to(up.dtype))
+
+
+def _cholesky(up: torch.Tensor) -> torch.Tensor | None:
+    """L of upᵀup = L·Lᵀ in float64; None where the columns are too nearly dependent for it."""
+    import torch
+
+    wide = up.double()
+    lower, failed = torch.linalg.cholesky_ex(wide.mT @ wide)
+    diagonal = lower.diagonal()
+    dependent = int(failed) or not diagonal.numel() or float(diagonal.min()) < 1e-6 * float(diagonal.max())
+    return None if dependent else lower
+
+
+def _by_householder(up: torch.Tensor, down: torch.Tensor) -> Spectrum:
     import torch
 
     q_up, r_up = torch.linalg.qr(up)

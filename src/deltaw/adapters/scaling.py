@@ -21,3 +21,13 @@ def computing(tensor: torch.Tensor) -> torch.dtype:
     import torch
 
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """No number is NaN or infinite. The extremes tell, and cost a twentieth of a look at every number."""
+    import torch
+
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())
+    return bool(low.isfinite()) and bool(high.isfinite())

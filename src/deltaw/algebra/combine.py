@@ -58,7 +58,7 @@ class Sum:
     def spectrum(self, n_most: int | None, generator: torch.Generator) -> Spectrum:
         """Its singular values and vectors; at most `n_most` of a dense one."""
         if self.factors is not None:
-            return lowrank.of_factors(*self.factors)
+            return lowrank.of_factors(*self.factors, n_most)
         matrix = self.whole().flatten(1)
         return lowrank.of_dense(matrix, min(*matrix.shape, n_most or min(matrix.shape)), generator)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltaw.adapters.scaling import is_finite
 from deltaw.delta import Delta, Update
 from deltaw.errors import InputError
 from deltaw.formats import alphas, cloneofsimo, fused
@@ -117,7 +118,7 @@ def _alpha_dtypes(source: Source) -> dict[str, str]:
 
 def _not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+        if not is_finite(tensor):
             n_bad = int((~tensor.float().isfinite()).sum())
             return f"{name} holds {n_bad} of {tensor.numel()} numbers that are NaN or infinite"
     if "alpha" in tensors and tensors["alpha"].numel() != 1:

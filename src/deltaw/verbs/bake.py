@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from deltaw import tensorfile
 from deltaw.adapters import needs_base
-from deltaw.adapters.scaling import computing
+from deltaw.adapters.scaling import computing, is_finite
 from deltaw.algebra import combine
 from deltaw.algebra.combine import Term
 from deltaw.errors import InputError, UsageError
@@ -162,7 +162,7 @@ def _changed(
     rounded = made.to(tensor.dtype)
     if rounded.dtype != made.dtype:
         loss.lost += float(torch.linalg.vector_norm(rounded.to(made.dtype) - made)) ** 2
-    if not bool(rounded.isfinite().all()):
+    if not is_finite(rounded):
         raise InputError(f"W + ΔW of {parts[0][0]} is too large for {tensor.dtype}", expected="finite numbers",
                          advice="lower the weight")  # fmt: skip
     return rounded

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from deltaw import formats, tensorfile
 from deltaw.adapters import lowrank
 from deltaw.adapters.lowrank import Budget, Spectrum
-from deltaw.adapters.scaling import computing
+from deltaw.adapters.scaling import computing, is_finite
 from deltaw.algebra import budget
 from deltaw.algebra.budget import Layer
 from deltaw.delta import Delta, Update
@@ -160,7 +160,7 @@ def _difference(
     """The leading part of one weight's difference; None where there is none that a LoRA can hold."""
     after, before = _wide(new.weight(path)), _wide(old.weight(path))
     change = after - before
-    if not bool(change.isfinite().all()):
+    if not is_finite(change):
         raise InputError(
             f"{path} holds NaN or infinite numbers", where=new.checkpoint.where, advice="use another checkpoint"
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaw import families, formats, tensorfile
+from deltaw.adapters.scaling import is_finite
 from deltaw.algebra import budget, combine, probe
 from deltaw.algebra.budget import Layer
 from deltaw.algebra.combine import Sum, Term, Weights
@@ -142,7 +143,7 @@ def write_verified(
         UnverifiedError: the file does something else than what was asked for.
     """
     for path, update in merged.updates.items():
-        if not all(bool(tensor.isfinite().all()) for tensor in update.tensors.values()):
+        if not all(map(is_finite, update.tensors.values())):
             raise InputError(f"{path} is too large for the dtype, or was not finite", where=out, expected="finite numbers",
                              advice="choose --dtype float32, or smaller weights")  # fmt: skip
     if formats.named(dialect).NAME == "peft":
