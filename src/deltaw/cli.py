@@ -153,7 +153,7 @@ def generate(
 def main() -> None:
     """Runs the command; every foreseen failure ends in one message and its exit code."""
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(UsageError(str(error).strip(), advice="see `deltaw --help`"))
     except DeltawError as error:
