@@ -27,6 +27,7 @@ METAVARS: dict[Any, str] = {str: "TEXT", int: "INT", float: "NUMBER", Path: "PAT
 app = App(
     name="deltaw",
     version=VERSION,
+    result_action="return_value",
     help="Teach an image model a style or subject as a small ΔW, and prove that it worked.",
 )
 
