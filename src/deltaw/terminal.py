@@ -75,9 +75,8 @@ class _Lines:
         return self.loss
 
     def step_text(self, event: Step) -> str:
-        left = (event.n_steps - event.step) / event.steps_per_s if event.steps_per_s > 0 else 0.0
-        return (f"loss {self.smooth(event.loss):.4f}  {event.steps_per_s:.2f} steps/s  "
-                f"{duration(left)} left  {event.rss_bytes / 1e9:.1f} GB")  # fmt: skip
+        """Loss, speed and memory of a step."""
+        return f"loss {self.smooth(event.loss):.4f}  {event.steps_per_s:.2f} steps/s  {event.rss_bytes / 1e9:.1f} GB"
 
 
 class Live(_Lines):
@@ -130,8 +129,10 @@ class Plain(_Lines):
                     self.console.print(f"  {done} of {self.phase.total} {self.phase.unit}", highlight=False)
             case Step():
                 text = self.step_text(event)
+                left = (event.n_steps - event.step) / event.steps_per_s if event.steps_per_s > 0 else 0.0
                 if self._due(event.step):
-                    self.console.print(f"  step {event.step} of {event.n_steps}  {text}", highlight=False)
+                    line = f"  step {event.step} of {event.n_steps}  {text}  {duration(left)} left"
+                    self.console.print(line, highlight=False)
             case _:
                 self.show(event)
 
