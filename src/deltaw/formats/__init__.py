@@ -72,13 +72,17 @@ class Dialect(Protocol):
         ...
 
     @staticmethod
-    def describe(delta: Delta) -> dict[str, str]:
-        """Header entries that the dialect needs beside the tensors."""
+    def describe(delta: Delta, shapes: Shapes) -> dict[str, str]:
+        """Header entries that the dialect needs beside the tensors, for a base of these shapes."""
         ...
 
 
 ALL: tuple[Dialect, ...] = (cloneofsimo, kohya, kohya_diffusers, diffusers_old, diffusers, peft, comfy)
 """Every dialect, in the order in which a key is shown to them."""
+
+
+EMBEDDING = "embedding"
+"""The name under which a file of one token's vectors alone is written; it has no modules, so it is no `Dialect`."""
 
 
 def named(name: str) -> Dialect:
@@ -140,4 +144,6 @@ def save(delta: Delta, path: str | Path, dialect: str = "kohya") -> int:
         UsageError: no dialect is called so.
         InputError: the dialect cannot hold this change; every reason is named.
     """
+    if dialect == EMBEDDING:
+        return saving.write_vectors(delta, path)
     return saving.write(delta, named(dialect), path)

@@ -12,9 +12,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 
-from deltaw import families
 from deltaw.delta import Delta
-from deltaw.families import Family, listing
+from deltaw.families import Family
 from deltaw.families.listing import Shapes
 from deltaw.formats import keys
 
@@ -67,14 +66,12 @@ def key(stem: str, tensor: str, ndim: int) -> str:
     return f"{stem}:{ {'lora.up': 'up', 'lora.down': 'down'}[tensor] }"
 
 
-def describe(delta: Delta) -> dict[str, str]:
+def describe(delta: Delta, shapes: Shapes) -> dict[str, str]:
     """The counted classes and every module's rank.
 
     Raises:
         ValueError: a module that the numbers count has no change, so that they would shift for the reader.
     """
-    shapes = max((listing.modules(v) for v in families.named(delta.family).variants),
-                 key=lambda listed: sum(path in listed for path in delta.updates))  # fmt: skip
     found: dict[str, str] = {}
     for component, classes in _USUAL.items():
         if not any(path.startswith(f"{component}.") for path in delta.updates):

@@ -45,6 +45,6 @@ def key(stem: str, tensor: str, ndim: int) -> str:
     return f"{stem}.{_SUFFIX.get(tensor) or kohya.kohya_suffix(tensor, ndim)}"
 
 
-def describe(delta: Delta) -> dict[str, str]:
+def describe(delta: Delta, shapes: Shapes) -> dict[str, str]:
     """Nothing: the keys say all."""
     return {}

@@ -52,7 +52,7 @@ def kohya_suffix(tensor: str, ndim: int) -> str:
     return _SUFFIX[tensor] if tensor in _SUFFIX else _SUFFIX[f".{name}"]
 
 
-def describe(delta: Delta) -> dict[str, str]:
+def describe(delta: Delta, shapes: Shapes) -> dict[str, str]:
     """Nothing: the keys say all."""
     return {}
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from deltaw.adapters.scaling import is_finite
 from deltaw.delta import Delta, Update
 from deltaw.errors import InputError
-from deltaw.formats import alphas, cloneofsimo, fused
+from deltaw.formats import alphas, cloneofsimo, embedding, fused
+from deltaw.formats.embedding import Claim
 from deltaw.formats.match import Match
 from deltaw.formats.reading import Entry, Reading
 from deltaw.formats.source import Source
@@ -21,7 +22,7 @@ from deltaw.tensorfile import lazy
 if TYPE_CHECKING:
     import torch
 
-_OWN_METADATA = (alphas.HEADER, alphas.DTYPES, "format", "deltaw.component")
+_OWN_METADATA = (alphas.HEADER, alphas.DTYPES, "format", "deltaw.component", embedding.TOKEN)
 
 
 def build(source: Source, reading: Reading, *, drop_broken: bool) -> tuple[Delta, Match]:
@@ -44,12 +45,25 @@ def build(source: Source, reading: Reading, *, drop_broken: bool) -> tuple[Delta
                 continue
             notes += _odd(entry.stem, tensors)
             updates.update(_updates(entry, tensors, reading))
+        vectors = {claim: get(claim.key) for claim in reading.vectors}
+    broken |= {claim.key: why for claim, vector in vectors.items() if (why := _not_finite({"vector": vector}))}
     if broken and not (drop_broken and updates):
         raise _refused_broken(source.where, broken)
     match = replace(reading.match, ignored={**reading.match.ignored, **broken}, notes=reading.match.notes + tuple(notes),
-                    matched=tuple(updates))  # fmt: skip
-    metadata = {key: value for key, value in source.header.metadata.items() if not is_dialects(key)}
-    return Delta(reading.family.name, updates, trigger_words(metadata), metadata), match
+                    matched=tuple(updates) or reading.match.matched)  # fmt: skip
+    metadata = {
+        key: value for key, value in source.header.metadata.items() if not is_dialects(key) and value != "<embed>"
+    }
+    kept = _embeddings({claim: vector for claim, vector in vectors.items() if claim.key not in broken}, reading)
+    return Delta(reading.family.name, updates, trigger_words(metadata), metadata, kept), match
+
+
+def _embeddings(vectors: Mapping[Claim, torch.Tensor], reading: Reading) -> dict[str, dict[str, torch.Tensor]]:
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for claim, vector in vectors.items():
+        component = embedding.component_of(claim.part, reading.family)
+        found.setdefault(claim.token, {})[component] = vector.reshape(-1, vector.shape[-1])
+    return found
 
 
 @contextlib.contextmanager

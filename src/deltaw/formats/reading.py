@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from deltaw import adapters, families
 from deltaw.errors import InputError
 from deltaw.families import Family, listing
 from deltaw.families.listing import Shapes
+from deltaw.formats import embedding
+from deltaw.formats.embedding import Claim
 from deltaw.formats.keys import Place, Places
 from deltaw.formats.match import Match
 from deltaw.tensorfile import Header
@@ -53,12 +55,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a file holds: its family, the network it fits, the usable entries, and what became of the rest."""
+    """What a file holds: its family, the network it fits, the usable entries and tokens' vectors, and the rest's fate."""
 
     family: Family
     shapes: Shapes
     entries: tuple[Entry, ...]
     match: Match
+    vectors: tuple[Claim, ...] = ()
 
 
 def resolve(header: Header, dialects: Sequence[Dialect], where: Path, shapes: Shapes | None = None) -> Reading:
@@ -74,6 +77,10 @@ def resolve(header: Header, dialects: Sequence[Dialect], where: Path, shapes: Sh
         InputError: no key names a module of the base.
     """
     entries, unsplit = _split(header, dialects)
+    vectors = embedding.claims(unsplit, header, where.stem)
+    unsplit = [key for key in unsplit if key not in {claim.key for claim in vectors}]
+    if vectors and not entries and not unsplit:
+        return _only_vectors(where, header, vectors)
     in_play = [dialect for dialect in dialects if any(entry.dialect == dialect.NAME for entry in entries)]
     choices = []
     for family, variant, listed in _candidates(shapes):
@@ -86,7 +93,36 @@ def resolve(header: Header, dialects: Sequence[Dialect], where: Path, shapes: Sh
     usable, match = _judge(entries, unsplit, header, family, variant, listed)
     if not usable:
         raise _nothing_matches(where, header, entries, match, by_name if not by_shape else 0)
-    return Reading(family, listed, tuple(usable), match)
+    fitting, unfit = _fitting(vectors, header, family, listed)
+    return Reading(family, listed, tuple(usable), replace(match, ignored={**match.ignored, **unfit}), fitting)
+
+
+def _only_vectors(where: Path, header: Header, vectors: list[Claim]) -> Reading:
+    family = embedding.family_of(vectors, header)
+    if family is None:
+        widths = ", ".join(f"{claim.part or claim.key}: {header.tensors[claim.key].shape[-1]}" for claim in vectors)
+        raise InputError(f"token vectors of these widths fit no known text encoder ({widths})", where=where,
+                         expected="768 for SD 1, 1024 for SD 2, 768 and 1280 for SDXL", advice="check its base")  # fmt: skip
+    match = Match(family.name, family.variants[0], {"embedding": len(vectors)}, matched=tuple(c.token for c in vectors))
+    return Reading(family, listing.modules(family.variants[0]), (), match, tuple(vectors))
+
+
+def _fitting(
+    vectors: list[Claim], header: Header, family: Family, shapes: Shapes
+) -> tuple[tuple[Claim, ...], dict[str, str]]:
+    """The vectors that the family's encoders take, and why not the others."""
+    fitting: list[Claim] = []
+    unfit: dict[str, str] = {}
+    for claim in vectors:
+        width, wanted = (
+            header.tensors[claim.key].shape[-1],
+            embedding.width_of(embedding.component_of(claim.part, family), shapes),
+        )
+        if width == wanted:
+            fitting.append(claim)
+        else:
+            unfit[claim.key] = f"a token's vectors of width {width}, the text encoder's are {wanted}"
+    return tuple(fitting), unfit
 
 
 def _places(dialect: Dialect, family: Family, variant: str, shapes: Shapes, metadata: Mapping[str, str]) -> Places:

@@ -12,7 +12,7 @@ from deltaw.delta import Delta, Update
 from deltaw.errors import DeltawError, InputError, refuse_all
 from deltaw.families import Family, listing
 from deltaw.families.listing import Shapes
-from deltaw.formats import alphas, fused
+from deltaw.formats import alphas, embedding, fused
 from deltaw.formats.keys import Place
 from deltaw.formats.source import CONFIG, ROOT, WEIGHTS
 
@@ -51,7 +51,8 @@ def pack(delta: Delta, dialect: Dialect, where: str | Path) -> tuple[Tensors, di
     refuse_all(f"the dialect {dialect.NAME} cannot hold this change", problems[:10])
     metadata = {"modelspec.architecture": f"{family.architecture}/lora", **delta.metadata, **_trigger(delta)}
     try:
-        return tensors, {**metadata, **dialect.describe(delta)}
+        vectors, named = embedding.pack(delta, dialect.NAME)
+        return {**tensors, **vectors}, {**metadata, **named, **dialect.describe(delta, shapes)}
     except ValueError as error:
         raise InputError(
             f"{dialect.NAME} cannot hold this change: {error}", where=where, advice="choose another dialect"
@@ -59,7 +60,11 @@ def pack(delta: Delta, dialect: Dialect, where: str | Path) -> tuple[Tensors, di
 
 
 def write(delta: Delta, dialect: Dialect, path: str | Path) -> int:
-    """Writes the file (or PEFT's folder) and returns its size in bytes."""
+    """Writes the file (or PEFT's folder) and returns its size in bytes.
+
+    Raises:
+        InputError: the dialect cannot hold this change; every reason is named.
+    """
     tensors, metadata = pack(delta, dialect, path)
     if dialect.NAME != "peft":
         return tensorfile.write(path, tensors, metadata)
@@ -73,6 +78,18 @@ def write(delta: Delta, dialect: Dialect, path: str | Path) -> int:
         n_bytes += tensorfile.write(folder / WEIGHTS, own, {**metadata, **note})
         n_bytes += tensorfile.write_text(folder / CONFIG, json.dumps({"peft_type": "LORA", **config}, indent=2))
     return n_bytes
+
+
+def write_vectors(delta: Delta, path: str | Path) -> int:
+    """Writes a file of one token's vectors, in the form that the family's programs read; returns its size in bytes.
+
+    Raises:
+        InputError: there is more in the change.
+    """
+    try:
+        return tensorfile.write(path, *embedding.alone(delta))
+    except ValueError as error:
+        raise InputError(str(error), where=path, advice="choose kohya, which bundles vectors with the LoRA") from error
 
 
 def base_shapes(delta: Delta, family: Family) -> Shapes:
