@@ -20,13 +20,13 @@ LAYERS = {
     5: ("formats", "data", "sheet", "algebra"),
     6: ("verbs",),
     7: ("training",),
-    8: ("cli", "terminal"),
+    8: ("cli",),
 }
 LEVEL = {name: level for level, names in LAYERS.items() for name in names}
 UP_ALLOWED = {("delta", "formats")}
 """`Delta.save` alone: a value that can be kept is worth one import upward, inside the method."""
 DIFFUSERS_USERS = ("families",)
-PRINTERS = ("cli", "terminal")
+PRINTERS = ("cli",)
 
 
 def _modules() -> list[Path]:

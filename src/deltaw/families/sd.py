@@ -76,6 +76,17 @@ class StableDiffusion:
 
         return CLIPTokenizer.from_pretrained(self.folder.path / "tokenizer", local_files_only=True)
 
+    def count_tokens(self) -> Callable[[str], tuple[int, str]]:
+        """A text to its number of tokens, the two special ones included, and the part that the encoder cuts off."""
+        tokenizer = self.tokenizer()
+        limit = tokenizer.model_max_length
+
+        def count(text: str) -> tuple[int, str]:
+            tokens = tokenizer(text, truncation=False, verbose=False).input_ids
+            return len(tokens), tokenizer.decode(tokens[limit - 1 : -1]) if len(tokens) > limit else ""
+
+        return count
+
     def text_encoder(self, device: torch.device) -> Callable[[Sequence[str]], Tensor]:
         """Loads tokenizer and text encoder; returns n captions -> (n, n_tok, width), float32 on the CPU."""
         from transformers import CLIPTextModel

@@ -1,4 +1,4 @@
-"""The `deltaw` command: a thin shell over the library. Verbs are imported when they are used."""
+"""`deltaw train` and `deltaw generate`: the commands that open a base."""
 
 from __future__ import annotations
 
@@ -10,42 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
-from cyclopts.exceptions import CycloptsError
+from cyclopts import Parameter
 
 from deltaw import options
-from deltaw._version import VERSION
-from deltaw.errors import EXIT_INTERRUPTED, EXIT_USAGE, DeltawError, UsageError, render
-from deltaw.terminal import Display, display
-
-# Waiting threads that spin bring training to a standstill when another program uses a core (measured:
-# 19 times slower); OpenMP reads this when torch is loaded, which happens below, in the verbs.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from deltaw.cli.shell import AsJson, Base, Strict, app, listening
+from deltaw.errors import EXIT_INTERRUPTED
 
 METAVARS: dict[Any, str] = {str: "TEXT", int: "INT", float: "NUMBER", Path: "PATH"}
-
-app = App(
-    name="deltaw",
-    version=VERSION,
-    result_action="return_value",
-    help="Teach an image model a style or subject as a small ΔW, and prove that it worked.",
-)
 
 Settings = Annotated[
     list[str] | None,
     Parameter(name="--set", help="key=value for an option without a flag; see docs/options.md.", negative=""),
 ]
 Config = Annotated[Path | None, Parameter(help="A TOML file of options; flags win over it.")]
-Strict = Annotated[bool, Parameter(help="Warnings about the input are errors.", negative="")]
-AsJson = Annotated[bool, Parameter(name="--json", help="One JSON event a line.", negative="")]
 
 
 class Stop:
     """Ctrl+C: the first finishes the step and saves, the second gives up at once."""
 
-    def __init__(self, show: Display):
+    def __init__(self) -> None:
         self.asked = False
-        self.show = show
 
     def __call__(self, *_: object) -> None:
         if self.asked:
@@ -86,27 +70,21 @@ def train(
     **flags: Any,
 ) -> None:
     """Train a LoRA on a folder of pictures and prove that the written file works."""
-    show = display(as_json_lines=json)
-    stop = Stop(show)
+    stop = Stop()
     previous = signal.signal(signal.SIGINT, stop)
+    given = {name: value for name, value in flags.items() if value is not None and value is not False}
     try:
-        from deltaw.training import run
+        with listening(as_json_lines=json) as show:
+            from deltaw.training import run
 
-        given = {name: value for name, value in flags.items() if value is not None and value is not False}
-        if dry_run:
-            run.look(folder, options.parse(given, settings or (), config), strict=strict, tell=show)
-        else:
+            if dry_run:
+                run.look(folder, options.parse(given, settings or (), config), strict=strict, tell=show)
+                return
             run.train(
-                folder,
-                config=config,
-                settings=settings or (),
-                strict=strict,
-                stop_asked=lambda: stop.asked,
-                tell=show,
+                folder, config=config, settings=settings or (), strict=strict, stop_asked=lambda: stop.asked, tell=show,
                 **given,
-            )
+            )  # fmt: skip
     finally:
-        show.close()
         signal.signal(signal.SIGINT, previous)
 
 
@@ -118,9 +96,7 @@ def generate(
     lora: Annotated[
         list[str] | None, Parameter(help="FILE[:STRENGTH]; may be repeated, 0 and negative work.", negative="")
     ] = None,
-    base: Annotated[
-        str | None, Parameter(help="Base model: a diffusers folder or a hub id. Default: the bundled one.")
-    ] = None,
+    base: Base = None,
     negative: Annotated[str | None, Parameter(help="What to steer away from.")] = None,
     seed: Annotated[int | None, Parameter(help="Seed of the first picture; the next ones add 1 each.")] = None,
     steps: Annotated[int | None, Parameter(help="Denoising steps.")] = None,
@@ -140,29 +116,10 @@ def generate(
     json: AsJson = False,
 ) -> None:
     """Draw pictures with a base and any number of LoRAs; the settings are stored in the PNG."""
-    show = display(as_json_lines=json)
-    try:
+    with listening(as_json_lines=json) as show:
         from deltaw.verbs import generate as verb
 
-        verb.generate(prompts, loras=lora or (), base=base, negative=negative, seed=seed, steps=steps, guidance=guidance,
-                      size=size, count=count, out=out, grid=grid, like=like, device=device, dtype=dtype, strict=strict,
-                      tell=show)  # fmt: skip
-    finally:
-        show.close()
-
-
-def main() -> None:
-    """Runs the command; every foreseen failure ends in one message and its exit code."""
-    try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        _fail(UsageError(str(error).strip(), advice="see `deltaw --help`"))
-    except DeltawError as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-
-
-def _fail(error: DeltawError) -> None:
-    sys.stderr.write(f"deltaw: {render(error)}\n")
-    sys.exit(error.exit_code or EXIT_USAGE)
+        verb.generate(
+            prompts, loras=lora or (), base=base, negative=negative, seed=seed, steps=steps, guidance=guidance, size=size,
+            count=count, out=out, grid=grid, like=like, device=device, dtype=dtype, strict=strict, tell=show,
+        )  # fmt: skip

@@ -1,0 +1,35 @@
+"""The `deltaw` command: a thin shell over the library. Verbs are imported when they are used."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cyclopts.exceptions import CycloptsError
+
+from deltaw.cli import files, looking, making
+from deltaw.cli.shell import app
+from deltaw.errors import EXIT_INTERRUPTED, DeltawError, UsageError, render
+
+__all__ = ["files", "looking", "main", "making"]
+
+# Waiting threads that spin bring training to a standstill when another program uses a core (measured:
+# 19 times slower); OpenMP reads this when torch is loaded, which the verbs do.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def main() -> None:
+    """Runs the command; every foreseen failure ends in one message and its exit code."""
+    try:
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _fail(UsageError(str(error).strip(), advice="see `deltaw --help`"))
+    except DeltawError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _fail(error: DeltawError) -> None:
+    sys.stderr.write(f"deltaw: {render(error)}\n")
+    sys.exit(error.exit_code)

@@ -1,0 +1,74 @@
+"""The commands that only look: inspect, check, doctor."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from deltaw.cli.shell import AsJson, Strict, app, listening
+from deltaw.errors import EXIT_INPUT
+
+ForBase = Annotated[str | None, Parameter(help="The base it is meant for: a diffusers folder or a single file.")]
+
+
+@app.command
+def inspect(
+    file: Path,
+    /,
+    *,
+    base: ForBase = None,
+    spectra: Annotated[bool, Parameter(help="Also norms, spectra and effective ranks.", negative="")] = False,
+    html: Annotated[Path | None, Parameter(help="Write a page with a picture.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Say what a LoRA file is: family, dialect, algorithm, ranks, alphas, faults, and who reads it how."""
+    with listening(as_json_lines=json) as show:
+        from deltaw.verbs import inspect as verb
+
+        report = verb.inspect(file, base=base, spectra=spectra or html is not None, tell=show)
+        if html is not None:
+            from deltaw.verbs import picture
+
+            picture.of_inspect(report, html)
+
+
+@app.command
+def check(
+    path: Annotated[Path, Parameter(help="A LoRA file, or a folder of pictures.")],
+    /,
+    *,
+    base: ForBase = None,
+    trigger: Annotated[str, Parameter(help="The trigger word that the pictures are to be trained with.")] = "",
+    resolution: Annotated[
+        int | None, Parameter(help="Side of a square picture in pixels. Default: the base's.")
+    ] = None,
+    caption_encoding: Annotated[str | None, Parameter(help="Encoding of caption files that are not UTF-8.")] = None,
+    strict: Strict = False,
+    json: AsJson = False,
+) -> None:
+    """Judge before the hours are spent: does this LoRA fit that base, is this folder fit to train on?"""
+    with listening(as_json_lines=json) as show:
+        from deltaw.verbs import check as verb
+        from deltaw.verbs import pictures
+
+        if pictures.is_adapter(path):
+            sound = verb.check(path, base=base, tell=show).fits
+        else:
+            found = pictures.check(path, base=base, trigger=trigger, resolution=resolution,
+                                   caption_encoding=caption_encoding, tell=show)  # fmt: skip
+            sound = not (strict and (found.findings or found.dataset.skipped))
+    if not sound:
+        sys.exit(EXIT_INPUT)
+
+
+@app.command
+def doctor(*, json: AsJson = False) -> None:
+    """Say what this machine offers: Python, torch, device, precision, memory, disk; one fix a problem."""
+    with listening(as_json_lines=json) as show:
+        from deltaw.verbs import doctor as verb
+
+        if not verb.examine(tell=show):
+            sys.exit(EXIT_INPUT)

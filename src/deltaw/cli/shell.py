@@ -1,0 +1,33 @@
+"""What all commands share: the app, common options, and the listener that a verb tells its events."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from deltaw._version import VERSION
+from deltaw.cli.terminal import Display, display
+
+app = App(
+    name="deltaw",
+    version=VERSION,
+    result_action="return_value",
+    help="Teach an image model a style or subject as a small ΔW, and prove that it worked.",
+)
+
+Strict = Annotated[bool, Parameter(help="Warnings about the input are errors.", negative="")]
+AsJson = Annotated[bool, Parameter(name="--json", help="One JSON event a line.", negative="")]
+Base = Annotated[str | None, Parameter(help="Base model: a diffusers folder or a hub id. Default: the bundled one.")]
+
+
+@contextlib.contextmanager
+def listening(*, as_json_lines: bool) -> Iterator[Display]:
+    """The display, closed at the end whatever happens."""
+    show = display(as_json_lines=as_json_lines)
+    try:
+        yield show
+    finally:
+        show.close()
