@@ -138,7 +138,11 @@ def of_dense(weight: torch.Tensor, n_most: int, generator: torch.Generator, n_pa
         basis = torch.linalg.qr(weight @ basis)[0]
     small = basis.mT @ weight
     u, s, vt = torch.linalg.svd(small, full_matrices=False)
-    rest = float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2 - float(s[:n_most].double().square().sum())
+    kept = float(s[:n_most].double().square().sum())
+    energy = float(torch.linalg.vector_norm(weight)) ** 2
+    if energy - kept < 1e-3 * energy:  # the difference of nearly equal numbers wants more digits than float32's sum has
+        energy = float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
+    rest = energy - kept
     return Spectrum(basis @ u[:, :n_most], s[:n_most], vt[:n_most], max(rest, 0.0))
 
 

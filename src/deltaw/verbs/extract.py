@@ -158,24 +158,29 @@ def _difference(
     path: str, new: Reader, old: Reader, wanted: Budget, tally: _Tally, full_norms: bool, seed: int
 ) -> Spectrum | None:
     """The leading part of one weight's difference; None where there is none that a LoRA can hold."""
-    after, before = _wide(new.weight(path)), _wide(old.weight(path))
-    change = after - before
+    kinds = (new.weight(path), old.weight(path))
+    after, before = _wide(kinds[0]), _wide(kinds[1])
+    is_matrix = (
+        after.ndim > 1 and "embedding" not in path
+    )  # a token's vector is not a matrix that a LoRA would multiply
+    noise = _noise(after, (kinds[0].dtype, kinds[1].dtype)) if is_matrix else 0.0
+    sizes = (_square(after), _square(before), float(after.flatten() @ before.flatten()))
+    change = after.sub_(before) if after is not kinds[0] else after - before
     if not is_finite(change):
         raise InputError(
             f"{path} holds NaN or infinite numbers", where=new.checkpoint.where, advice="use another checkpoint"
         )
-    if change.ndim < 2 or "embedding" in path:  # a token's vector is not a matrix that a LoRA would multiply
+    if not is_matrix:
         if bool(change.any()):
             _keep_whole(path, "diff", change, tally, full_norms and change.ndim == 1)
         return None
-    energy, size = _square(change), _square(before)
-    tally.base += size
-    tally.tuned += _square(after)
-    tally.inner += float((after.flatten() @ before.flatten()).double())
+    energy = _square(change)
+    tally.tuned += sizes[0]
+    tally.base += sizes[1]
+    tally.inner += sizes[2]
     tally.difference += energy
     if energy == 0:
         return None
-    noise = _noise(after, (new.weight(path).dtype, old.weight(path).dtype))
     spectrum = _leading(change.flatten(1), wanted, noise, seed)
     kept = int((spectrum.s > math.hypot(noise, _arithmetic(spectrum.s, change))).sum())
     below = float(spectrum.s[kept:].double().square().sum()) + spectrum.rest
@@ -205,8 +210,8 @@ def _noise(weight: torch.Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> flo
     import torch
 
     epsilon = math.hypot(*(torch.finfo(dtype).eps for dtype in dtypes))
-    squares = weight.flatten(1).square()
-    return epsilon / math.sqrt(12) * (float(squares.sum(1).max().sqrt()) + float(squares.sum(0).max().sqrt()))
+    rows, columns = (torch.linalg.vector_norm(weight.flatten(1), dim=axis).max() for axis in (1, 0))
+    return epsilon / math.sqrt(12) * (float(rows) + float(columns))
 
 
 def _arithmetic(s: torch.Tensor, change: torch.Tensor) -> float:
@@ -299,4 +304,4 @@ def _wide(weight: torch.Tensor) -> torch.Tensor:
 def _square(change: torch.Tensor) -> float:
     import torch
 
-    return float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
+    return float(torch.linalg.vector_norm(change)) ** 2

@@ -1,0 +1,107 @@
+"""Makes the conformance kit in `tests/contracts/kit/`: small LoRA files with the ΔW that they mean.
+
+    python -m tests.contracts.make_kit
+
+For authors of other loaders: `docs/formats.md` says how to use it. Numbers are multiples of 1/16 and alphas are not
+the ranks, so that a wrong scale, a transposed factor or a swapped half shows at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from deltaw import adapters, formats
+from deltaw.delta import Delta, Update
+from deltaw.families import listing
+
+KIT = Path(__file__).parent / "kit"
+PATHS = {
+    "sd1": ("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "unet.down_blocks.0.attentions.0.proj_in",
+            "text_encoder.text_model.encoder.layers.11.self_attn.q_proj"),
+    "sd2": ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", "unet.down_blocks.0.attentions.0.proj_in",
+            "text_encoder.text_model.encoder.layers.22.self_attn.q_proj"),
+    "sdxl": ("unet.down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k", "unet.up_blocks.2.resnets.0.conv_shortcut",
+             "text_encoder_2.text_model.encoder.layers.31.self_attn.out_proj"),
+    "sd3": ("transformer.transformer_blocks.3.attn.to_q", "transformer.transformer_blocks.3.attn.to_k",
+            "transformer.transformer_blocks.3.attn.to_v", "transformer.norm_out.linear"),
+    "flux1": ("transformer.transformer_blocks.18.attn.to_q", "transformer.transformer_blocks.18.attn.to_k",
+              "transformer.transformer_blocks.18.attn.to_v"),
+}  # fmt: skip
+DIALECTS = ("kohya", "kohya-diffusers", "diffusers", "peft", "comfy")
+OTHERS = ("loha", "lokr", "ia3", "oft", "glora", "dora-rows", "dora-columns", "tucker")
+
+
+def base(shape: tuple[int, ...]) -> torch.Tensor:
+    """The W that ΔW refers to where it depends on W: ((7·i + 3·j) mod 11 − 5) / 8 over flattened row i, column j."""
+    i, j = torch.arange(shape[0])[:, None], torch.arange(torch.Size(shape[1:]).numel())[None]
+    return (((7 * i + 3 * j) % 11 - 5) / 8).double().reshape(shape)
+
+
+def sixteenths(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Random multiples of 1/16 in [-1/2, 1/2], exact in every float type."""
+    return torch.randint(-8, 9, tuple(shape), generator=generator) / 16
+
+
+def update(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Update:
+    """An update of any algorithm with nothing left at zero, rank 2 and alpha 0.5."""
+    algorithm = {"dora-rows": "lora", "dora-columns": "lora", "tucker": "lora"}.get(kind, kind)
+    tensors = adapters.named(algorithm).init(shape, 2, 0.5, generator)
+    if kind == "tucker":
+        tensors |= {"mid": torch.zeros(2, 2, *shape[2:]), "down": torch.zeros(2, shape[1], *(1 for _ in shape[2:]))}
+    tensors = {
+        n: sixteenths(t.shape, generator).half() if t.is_floating_point() and t.ndim else t for n, t in tensors.items()
+    }
+    if kind.startswith("dora"):
+        axis = 0 if kind == "dora-rows" else 1
+        norms = torch.randint(8, 25, (shape[axis],), generator=generator) / 16
+        tensors["magnitude"] = norms.half().reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return Update(algorithm, tensors)
+
+
+def expected(delta: Delta, shapes: listing.Shapes) -> dict[str, object]:
+    """What a loader must find: for each module the norm of ΔW, its sum, and entries by their flat index."""
+    found: dict[str, object] = {}
+    for path, change in delta.updates.items():
+        tensors = {n: t.double() if t.is_floating_point() else t for n, t in change.tensors.items()}
+        dense = adapters.dense(change.algorithm, tensors, shapes[path], base(shapes[path])).flatten()
+        at = [i * (dense.numel() - 1) // 11 for i in range(12)]
+        found[path] = {
+            "shape": list(shapes[path]), "norm": float(dense.norm()), "sum": float(dense.sum()),
+            "entries": {str(i): float(dense[i]) for i in at}, "needs_base": adapters.needs_base(change.algorithm, change.tensors),
+        }  # fmt: skip
+    return found
+
+
+def make(folder: Path, truth: bool = True) -> None:
+    """Writes every file, and `expected.json` with the `truth` about them, which takes the dense matrices."""
+    shutil.rmtree(folder, ignore_errors=True)
+    facts: dict[str, object] = {}
+    for number, (family, paths) in enumerate(PATHS.items()):
+        shapes = listing.modules("sd3-medium" if family == "sd3" else family)
+        generator = torch.Generator().manual_seed(number)
+        lora = Delta(family, {path: update("lora", shapes[path], generator) for path in paths})
+        for dialect in DIALECTS:
+            name = f"{family}-lora-{dialect}" + ("" if dialect == "peft" else ".safetensors")
+            formats.save(lora, folder / name, dialect)
+            facts[name] = expected(lora, shapes) if truth else None
+    shapes = listing.modules("sd1")
+    generator = torch.Generator().manual_seed(99)
+    for kind in OTHERS:
+        path = (
+            "unet.down_blocks.0.resnets.0.conv1"
+            if kind == "tucker"
+            else "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+        )
+        delta = Delta("sd1", {path: update(kind, shapes[path], generator)})
+        formats.save(delta, folder / f"sd1-{kind}-kohya.safetensors")
+        facts[f"sd1-{kind}-kohya.safetensors"] = expected(delta, shapes) if truth else None
+    if truth:
+        (folder / "expected.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    make(KIT)
