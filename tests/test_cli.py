@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from deltaw import cli
-from deltaw.errors import EXIT_INPUT, EXIT_USAGE
+from deltaw.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_USAGE
 
 
 def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -59,6 +60,63 @@ def test_failures_have_one_message_and_a_code(
     assert found == code
     assert said in err
     assert "Traceback" not in err
+
+
+def test_a_hub_id_without_network_is_explained(
+    pictures: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    code, err = fail("train", pictures(3), "--base", "owner/name", capsys=capsys, monkeypatch=monkeypatch)
+    assert code == EXIT_INPUT
+    assert "the hub did not give it" in err
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_finishes_the_step_saves_and_exits_130(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-c", "from deltaw.cli import main; main()", "train", str(pictures(3)), "--base", str(tiny_base),
+        "--out", str(out), "--steps", "5000", "--rank", "2", "--json",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "step":
+            process.send_signal(signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == EXIT_INTERRUPTED
+    assert "--resume" in err
+    assert (out / "state" / "state.safetensors").is_file()
+    assert len(list((out / "snapshots").iterdir())) == 1
+
+
+def test_check_judges_a_folder(
+    pictures: Callable[..., Path], tiny_base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pictures(9)
+    (folder / "p03.png").write_bytes((folder / "p02.png").read_bytes())
+    monkeypatch.setattr(sys, "argv", ["deltaw", "check", str(folder), "--base", str(tiny_base)])
+    cli.main()
+    said = capsys.readouterr().out
+    assert "9 found" in said
+    assert "same file" in said
+    code, _ = fail("check", folder, "--base", tiny_base, "--strict", capsys=capsys, monkeypatch=monkeypatch)
+    assert code == EXIT_INPUT
+
+
+def test_doctor_examines_this_machine(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltaw.verbs.doctor.LEAST_MEMORY_BYTES", 1e18)
+    monkeypatch.setattr(sys, "argv", ["deltaw", "doctor"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    said = capsys.readouterr().out
+    assert caught.value.code == EXIT_INPUT
+    assert "one kernel ran" in said
+    assert "warning: memory: close programs" in said
 
 
 def test_a_dry_run_writes_nothing(
