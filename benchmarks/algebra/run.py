@@ -118,7 +118,9 @@ def residual_ratio(tuned: Path, base: Path, out: Path) -> float:
     worst = 0.0
     with open_checkpoint(tuned).reader() as new, open_checkpoint(base).reader() as old:
         by_shape = {
-            old.checkpoint.shapes[path]: path for path in delta.updates if max(old.checkpoint.shapes[path]) <= 1280
+            old.checkpoint.shapes[path]: path
+            for path in delta.updates
+            if min(old.checkpoint.shapes[path][:2]) >= 128 and max(old.checkpoint.shapes[path]) <= 1280
         }
         for path in list(by_shape.values())[:6]:
             change = (new.weight(path).float() - old.weight(path).float()).flatten(1).double()
