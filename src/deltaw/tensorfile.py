@@ -209,7 +209,7 @@ class Tensors:
         row_bytes = DTYPE_BYTES[info.dtype] * prod(info.shape[1:])
         content = torch.empty((end - begin) * row_bytes, dtype=torch.uint8)
         if content.numel():
-            self._fill(memoryview(content.numpy()), info.begin + begin * row_bytes)
+            self._fill(content.numpy().data, info.begin + begin * row_bytes)
         return content.view(_torch_dtype(info.dtype)).reshape(end - begin, *info.shape[1:])
 
     def _fill(self, room: memoryview, begin: int) -> None:
@@ -327,7 +327,7 @@ def _put(
             raise DeltawError(f"{name} is {made.dtype} {tuple(made.shape)}, not {dtype} {shape}", where=path)
         import torch
 
-        made = memoryview(made.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        made = made.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     if made.nbytes != DTYPE_BYTES[dtype] * prod(shape):
         raise DeltawError(f"{name} has {made.nbytes} bytes, not those of {dtype} {shape}", where=path)
     file.write(made)

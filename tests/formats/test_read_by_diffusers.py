@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltaw import formats
+from deltaw import adapters, formats
 from deltaw.adapters import lora
-from deltaw.delta import Delta
+from deltaw.delta import Delta, Update
 from deltaw.families import listing
 from tests.formats import made
 
@@ -77,3 +77,35 @@ def test_diffusers_applies_exactly_our_change(dialect: str, alphas, ranks, tmp_p
     for a, b, before in zip(outputs(loaded), outputs(added), plain, strict=True):
         assert (a - b).abs().max() <= 1e-4 * max(1.0, float(b.abs().max()))
         assert (b - before).abs().max() > 1e-2
+
+
+@pytest.mark.filterwarnings("ignore")  # peft's own
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_peft_applies_exactly_our_change(dora: bool, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    delta = Delta("sd1", {p: u for p, u in change((1.0, 3.0), (4, 2)).updates.items() if p.startswith("unet.")})
+    plain = pipeline().unet
+    if dora:
+        delta = with_norms(delta, plain)
+    formats.save(delta, tmp_path / "adapter", "peft")
+    loaded = PeftModel.from_pretrained(pipeline().unet, tmp_path / "adapter")
+    for path, update in delta.updates.items():
+        weight = plain.get_submodule(path.removeprefix("unet.")).weight
+        weight.data += adapters.dense(update.algorithm, update.tensors, tuple(weight.shape), weight.data)
+    generator = torch.Generator().manual_seed(5)
+    x, text = torch.randn(1, 8, 16, 16, generator=generator), torch.randn(1, 77, 256, generator=generator)
+    with torch.no_grad():
+        a, b = (net(x, 500, encoder_hidden_states=text).sample for net in (loaded, plain))
+    assert (a - b).abs().max() <= 1e-4 * max(1.0, float(b.abs().max()))
+
+
+def with_norms(delta: Delta, network: torch.nn.Module) -> Delta:
+    """The change as a DoRA whose norms are those of W + ΔW, stretched."""
+    updates: dict[str, Update] = {}
+    for path, update in delta.updates.items():
+        weight = network.get_submodule(path.removeprefix("unet.")).weight.data
+        whole = weight + lora.delta(update.tensors, tuple(weight.shape))
+        norms = 1.2 * whole.flatten(1).norm(dim=1).reshape(-1, *(1,) * (weight.ndim - 1))
+        updates[path] = Update("lora", {**update.tensors, "magnitude": norms})
+    return Delta(delta.family, updates)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def fits(magnitude: tuple[int, ...], shape: tuple[int, ...]) -> str:
     """Why norms of this shape cannot go with a weight of `shape`, or ""."""
-    flat = magnitude if len(magnitude) > 1 else (magnitude[0], 1)
-    if flat[:2] in ((shape[0], 1), (1, shape[0])) or flat[:2] == (1, *shape[1:2]):
+    rows = magnitude[:2] in ((shape[0],), (shape[0], 1), (1, shape[0]))
+    if rows or magnitude[:2] == (1, *shape[1:2]):
         return ""
     return f"DoRA norms {list(magnitude)} fit neither the rows nor the columns of the base's weight {list(shape)}"
 
