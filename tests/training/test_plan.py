@@ -1,0 +1,78 @@
+"""The plan: the user's value, else the base's, else a rule's, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deltaw import options
+from deltaw.data import folder
+from deltaw.errors import UsageError
+from deltaw.families import sd
+from deltaw.training import plan
+from deltaw.zoo import bundled_base
+
+
+def make(pictures: Path, base: Path, **flags: object) -> plan.Plan:
+    return plan.make(options.parse(flags), sd.open_base(base), folder.scan(pictures))
+
+
+def test_every_value_has_an_origin_and_a_reason(pictures: Callable[..., Path], tiny_base: Path) -> None:
+    made = make(pictures(10), tiny_base, lr="2e-4", rank="4")
+    assert all(value.origin and value.reason for value in made.values.values())
+    assert made.values["lr"] == plan.Value(2e-4, "--lr", "you asked for it")
+    assert made.values["alpha"].value == 4.0, "alpha follows the rank"
+
+
+def test_the_base_recommends(pictures: Callable[..., Path]) -> None:
+    made = make(pictures(10), bundled_base())
+    assert (made.settings.rank, made.settings.batch, made.values["rank"].origin) == (8, 16, "base")
+    assert made.settings.min_snr_gamma == 0, "the base predicts v"
+
+
+def test_min_snr_is_on_for_a_base_that_predicts_noise(pictures: Callable[..., Path], tiny_base: Path) -> None:
+    assert make(pictures(3), tiny_base).settings.min_snr_gamma == 5.0
+
+
+@pytest.mark.parametrize(("n", "held_out"), [(1, 0), (7, 0), (8, 1), (28, 3), (200, 8)])
+def test_a_tenth_is_held_out_where_there_is_enough(n: int, held_out: int) -> None:
+    count, _ = plan._held_out_default(n)
+    assert count == held_out
+    assert len(plan._held_out(count, n)) == held_out
+
+
+def test_holding_everything_out_is_refused() -> None:
+    with pytest.raises(UsageError, match="no picture to train on"):
+        plan._held_out(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("caption", "wanted"),
+    [("a cat", "zxq, a cat"), ("", "zxq"), ("a ZXQ cat", "a ZXQ cat")],
+)
+def test_the_trigger_is_added_once(caption: str, wanted: str) -> None:
+    assert plan.with_trigger(caption, "zxq") == wanted
+    assert plan.with_trigger(caption, "") == caption
+
+
+def test_the_common_ending_is_what_most_captions_share() -> None:
+    assert plan.common_ending(["a, red, x style", "b, x style", "c, x style"]) == "x style"
+    assert plan.common_ending(["a, x style", "b, y style", "c, x style"]) == ""
+    assert plan.common_ending(["a, x style"]) == ""
+
+
+def test_marks_end_with_the_last_step() -> None:
+    assert plan.marks(134, 5) == (27, 54, 80, 107, 134)
+    assert plan.marks(3, 5) == (1, 2, 3)
+
+
+def test_a_batch_larger_than_the_set_is_said(pictures: Callable[..., Path], tiny_base: Path) -> None:
+    made = make(pictures(3), tiny_base, batch="16")
+    assert any("larger than a bucket" in note for note in made.notes)
+
+
+def test_too_few_steps_to_see_every_picture_is_said(pictures: Callable[..., Path], tiny_base: Path) -> None:
+    made = make(pictures(7), tiny_base, batch="1", steps="3")
+    assert any("4 pictures are never seen" in note for note in made.notes)
