@@ -7,8 +7,10 @@ style known, the two never together) are kept out and tell how far the judge its
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,7 +19,7 @@ from deltaw import tensorfile
 from pretrain import captions, data, run, sources
 
 SIDE_PX = 64
-WIDTHS = (48, 96, 192, 256)
+WIDTHS = (32, 64, 128, 256)
 
 
 class Block(nn.Module):
@@ -34,21 +36,32 @@ class Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """(n, 3, h, w) in [-1, 1] -> scores of concepts and of styles."""
+    """(n, 3, h, w) in [-1, 1] -> scores of concepts and of styles.
+
+    Drawings are centred, so the last features keep their places (4×4): pooled over the picture they took
+    several times as long to learn concepts. The style is read from the early features too: texture, edges, palette.
+    """
 
     def __init__(self, n_concepts: int, n_styles: int):
         super().__init__()
-        stem = [nn.Conv2d(3, WIDTHS[0], 5, 2, 2, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU()]
-        pairs = zip(WIDTHS, WIDTHS[1:] + WIDTHS[-1:], strict=True)
-        self.body = nn.Sequential(*stem, *(Block(a, b, 2 if i < 3 else 1) for i, (a, b) in enumerate(pairs)))
+        self.stem = nn.Sequential(nn.Conv2d(3, WIDTHS[0], 5, 2, 2, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
+        self.blocks = nn.ModuleList(Block(a, b, 2) for a, b in pairwise(WIDTHS))
+        self.neck = nn.Sequential(
+            nn.Flatten(), nn.Linear(WIDTHS[-1] * 16, 384, bias=False), nn.BatchNorm1d(384), nn.ReLU()
+        )
         self.drop = nn.Dropout(0.3)
-        self.concept = nn.Linear(WIDTHS[-1] * 2, n_concepts)
-        self.style = nn.Linear(WIDTHS[-1] * 2, n_styles)
+        self.concept = nn.Linear(384, n_concepts)
+        self.style = nn.Linear(2 * WIDTHS[0] + 2 * WIDTHS[1] + 384, n_styles)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self.body(F.interpolate(x, (SIDE_PX, SIDE_PX), mode="area"))
-        pooled = self.drop(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1))
-        return self.concept(pooled), self.style(pooled)
+        x = self.stem(F.interpolate(x, (SIDE_PX, SIDE_PX), mode="area"))
+        early = [x.mean((2, 3)), x.amax((2, 3))]
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i == 0:
+                early += [x.mean((2, 3)), x.amax((2, 3))]
+        late = self.drop(self.neck(x))
+        return self.concept(late), self.style(torch.cat([*early, late], 1))
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,16 @@ class Labels:
         return torch.tensor([concept[r["id"]] for r in records]), torch.tensor([style[r["style"]] for r in records])
 
 
+def shrunk(images: np.ndarray) -> torch.Tensor:
+    """uint8 pictures at the judge's size."""
+    return torch.cat(
+        [
+            F.interpolate(data.to_tensor(images[i : i + 256]), (SIDE_PX, SIDE_PX), mode="area")
+            for i in range(0, len(images), 256)
+        ]
+    )
+
+
 def moved(x: torch.Tensor, may_flip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Each picture turned, stretched, moved, brightened and blurred a little, some mirrored: over white paper."""
     n = len(x)
@@ -71,21 +94,21 @@ def moved(x: torch.Tensor, may_flip: torch.Tensor, generator: torch.Generator) -
     def uniform(low: float, high: float) -> torch.Tensor:
         return low + (high - low) * torch.rand(n, generator=generator)
 
-    angle, sx, sy = uniform(-0.2, 0.2), uniform(0.85, 1.2), uniform(0.85, 1.2)
+    angle, sx, sy = uniform(-0.1, 0.1), uniform(0.9, 1.15), uniform(0.9, 1.15)
     sx = torch.where(may_flip & (uniform(0, 1) < 0.5), -sx, sx)
     rows = [
         sx * angle.cos(),
         -sy * angle.sin(),
-        uniform(-0.12, 0.12),
+        uniform(-0.08, 0.08),
         sx * angle.sin(),
         sy * angle.cos(),
-        uniform(-0.12, 0.12),
+        uniform(-0.08, 0.08),
     ]
     grid = F.affine_grid(torch.stack(rows, 1).reshape(n, 2, 3), list(x.shape), align_corners=False)
     turned = F.grid_sample(x - 1, grid, align_corners=False) + 1
     blurred = F.avg_pool2d(F.pad(turned, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    turned = torch.where((uniform(0, 1) < 0.4)[:, None, None, None], blurred, turned)
-    return (turned * uniform(0.85, 1.1)[:, None, None, None] + uniform(-0.08, 0.08)[:, None, None, None]).clamp(-1, 1)
+    turned = torch.where((uniform(0, 1) < 0.3)[:, None, None, None], blurred, turned)
+    return ((turned - 1) * uniform(0.9, 1.1)[:, None, None, None] + 1).clamp(-1, 1)
 
 
 def save(judge: Judge, labels: Labels, path: Path) -> None:
@@ -127,6 +150,7 @@ def main() -> None:
     seen = art.where_record(lambda r: not data.is_validation(r, split)).some(args.limit)
     unseen = art.where_record(lambda r: data.is_validation(r, split))
     concept, style = labels.of(seen.records)
+    small = shrunk(seen.images)
     may_flip = torch.tensor([captions.may_flip(r) for r in seen.records])
     judge = Judge(len(labels.concepts), len(labels.styles)).to(args.device)
 
@@ -134,8 +158,7 @@ def main() -> None:
         judge.train()
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         chosen = torch.randint(len(seen), (args.batch,), generator=generator)
-        x = F.interpolate(data.to_tensor(seen.images[chosen.numpy()]), (SIDE_PX, SIDE_PX), mode="area")
-        x = moved(x, may_flip[chosen], generator).to(args.device)
+        x = moved(small[chosen], may_flip[chosen], generator).to(args.device)
         with torch.autocast(args.device, torch.bfloat16):
             concepts, styles = judge(x)
         wanted = F.cross_entropy(concepts.float(), concept[chosen].to(args.device), label_smoothing=0.1)

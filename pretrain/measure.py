@@ -112,12 +112,17 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, action="append", default=[], help="another VAE for the same latents")
     parser.add_argument("--classifier", type=Path, default=run.RUNS / "classifier.safetensors")
     parser.add_argument("--prompts", type=int, default=N_PROMPTS)
-    parser.add_argument("--every", type=int, default=4, help="of the held-out styles' pictures, measure every n-th")
+    parser.add_argument(
+        "--every", type=int, default=4, help="of the held-out styles' pictures, measure every n-th; 0: no PSNR"
+    )
+    parser.add_argument(
+        "--latents", type=Path, help="what an earlier run sampled (its --out with .safetensors): judge that again"
+    )
     parser.add_argument("--out", type=Path, default=run.RUNS / "measures.json")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     records = asked(args.data, args.prompts)
-    z = sample(args.base, records, args.device)
+    z = tensorfile.read(args.latents)["latents"] if args.latents else sample(args.base, records, args.device)
     result = {}
     for folder in [args.base / "vae", *args.vae]:
         vae = open_vae(folder)
