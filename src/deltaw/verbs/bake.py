@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,44 +129,58 @@ def _write(
         with tensorfile.replacing(target) as temporary:
             shutil.copyfile(file, temporary)
         return target.stat().st_size
-    n_done = 0
-
-    def get(key: str) -> torch.Tensor | memoryview:
-        nonlocal n_done
-        if key not in touched:
-            return reader.handles[file].raw(key)
-        n_done += 1
-        tell(Tick(n_done, key))
-        return _changed(reader.handles[file].get_tensor(key), touched[key], reader, terms, loss)
-
     described = {key: (info.dtype, info.shape) for key, info in header.tensors.items()}
-    return tensorfile.stream(target, described, get, header.metadata)
+    ahead = [key for key in tensorfile.order(described) if key in touched]
+    with ThreadPoolExecutor(1) as pool, tensorfile.lazy(file) as plain:
+        # one tensor is computed while the one before it is written; the pool reads through handles of its own
+        made = {key: pool.submit(_changed, key, touched[key], file, reader, terms, loss) for key in ahead[:1]}
+
+        def get(key: str) -> torch.Tensor | tensorfile.Region:
+            if key not in touched:
+                return plain.region(key)
+            n_done = ahead.index(key) + 1
+            ready = made.pop(key).result()
+            for following in ahead[n_done : n_done + 1]:
+                made[following] = pool.submit(_changed, following, touched[following], file, reader, terms, loss)
+            tell(Tick(n_done, key))
+            return ready
+
+        return tensorfile.stream(target, described, get, header.metadata)
 
 
 def _changed(
-    tensor: torch.Tensor, parts: Sequence[tuple[str, Held, bool]], reader: Reader, terms: Sequence[Term], loss: _Loss
+    key: str, parts: Sequence[tuple[str, Held, bool]], file: Path, reader: Reader, terms: Sequence[Term], loss: _Loss
 ) -> torch.Tensor:
     """The tensor with its parts' changes added in float32 (float64 if it is), rounded once to its own type."""
-    import torch
-
-    wide = tensor.to(computing(tensor))
-    made = wide.clone() if wide is tensor else wide
+    tensor = reader.handles[file].get_tensor(key)
+    made = tensor.to(computing(tensor))
     for path, held, is_bias in parts:
         shape = reader.checkpoint.shapes[path]
         total = combine.sum_of(path, terms, shape, reader.weight if _needs_base(path, terms) else None)
-        change = total.bias if is_bias else total.whole()
-        if change is None:
-            continue
-        change = torch.cat(change.chunk(2)[::-1]) if held.swapped else change
-        made[held.begin : held.end] += change.reshape(made[held.begin : held.end].shape)
-        loss.whole += float(torch.linalg.vector_norm(change)) ** 2
+        rows = made[held.begin : held.end]
+        if is_bias and total.bias is not None:
+            rows += _in_order(total.bias, held)
+            loss.whole += float(total.bias.norm()) ** 2
+        elif not is_bias and total.factors is not None:
+            rows.flatten(1).addmm_(_in_order(total.factors[0], held), total.factors[1])
+            loss.whole += combine.norm_of(total) ** 2
+        elif not is_bias:
+            rows += _in_order(total.whole(), held).reshape(rows.shape)
+            loss.whole += combine.norm_of(total) ** 2
     rounded = made.to(tensor.dtype)
-    if rounded.dtype != made.dtype:
-        loss.lost += float(torch.linalg.vector_norm(rounded.to(made.dtype) - made)) ** 2
     if not is_finite(rounded):
         raise InputError(f"W + ΔW of {parts[0][0]} is too large for {tensor.dtype}", expected="finite numbers",
                          advice="lower the weight")  # fmt: skip
+    if rounded.dtype != made.dtype:
+        loss.lost += float(made.sub_(rounded).norm()) ** 2
     return rounded
+
+
+def _in_order(rows: torch.Tensor, held: Held) -> torch.Tensor:
+    """Rows in the order in which the checkpoint keeps them."""
+    import torch
+
+    return torch.cat(rows.chunk(2)[::-1]) if held.swapped else rows
 
 
 def _needs_base(path: str, terms: Sequence[Term]) -> bool:

@@ -77,7 +77,7 @@ def _written(
     require_other(file, out)
     described = {name: (info.dtype, info.shape) for name, info in header.tensors.items()}
     with tensorfile.lazy(file) as tensors:
-        n_bytes = tensorfile.stream(out, described, tensors.raw, metadata)
+        n_bytes = tensorfile.stream(out, described, tensors.region, metadata)
     tell(Saved(str(out), n_bytes, f"{len(metadata)} entries in the header"))
     return MetadataReport(
         Path(out), n_bytes,
