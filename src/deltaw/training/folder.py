@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import filelock
 import tomli_w
 
 from deltaw import tensorfile
@@ -86,6 +88,26 @@ def prepare(path: Path, pictures: Path, resume: bool) -> RunFolder:
             f"the result folder cannot be made ({error.strerror})", where=path, advice="give another --out"
         ) from error
     return folder
+
+
+@contextlib.contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Keeps every other process out of the folder; the system frees the lock of a process that died.
+
+    Raises:
+        UsageError: another process is at work in it.
+    """
+    folder.state.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder.state.with_name("lock"), timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UsageError("another process is training into this folder", where=folder.path, expected="one run a folder",
+                         advice="wait for it, stop it, or give another --out") from error  # fmt: skip
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_config(path: Path, values: Mapping[str, Value], base: str) -> None:

@@ -25,7 +25,7 @@ from deltaw.events import Note, Phase, Saved, Table, Tell, Tick, Warn, silent
 from deltaw.families import sd
 from deltaw.options import Given
 from deltaw.training import evaluate, feed, loop, metadata, optim, plan, report, state, verify
-from deltaw.training.folder import Diary, RunFolder, prepare, write_config
+from deltaw.training.folder import Diary, RunFolder, locked, prepare, write_config
 from deltaw.training.plan import Plan
 from deltaw.training.report import Report
 from deltaw.verbs.generate import Painter, Recipe
@@ -86,8 +86,8 @@ def train(
         out = plan.out_folder(given, folder)
         base, dataset, made = look(folder, given, strict=strict, tell=tell)
         run_folder = prepare(out, folder, resume=bool(given.options.resume))
+    with locked(run_folder), run_folder.events.open("a", encoding="utf-8") as file:
         write_config(run_folder.config, made.values, given.options.base or str(zoo.bundled_base()))
-    with run_folder.events.open("a", encoding="utf-8") as file:
         return _Session(base, dataset, made, run_folder, clock, Diary(file, tell)).run(
             bool(given.options.resume), stop_asked
         )
