@@ -12,12 +12,12 @@ from pathlib import Path
 # tests run in two processes; child processes inherit it, so that bits compare.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+import pytest
+import torch
+from PIL import Image
 
-from deltaw.zoo import bundled_base  # noqa: E402
+from deltaw.zoo import bundled_base
 
 REPOSITORY = Path(__file__).parents[1]
 
