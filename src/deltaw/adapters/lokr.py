@@ -26,8 +26,9 @@ def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
         return "a half of the Kronecker product is missing"
     if isinstance(first, str) or isinstance(second, str):
         return first if isinstance(first, str) else str(second)
-    made = (first[0] * second[0], first[1] * second[1], math.prod(first[2:]) * math.prod(second[2:]))
-    if made != (*shape[:2], math.prod(shape[2:])):
+    # LyCORIS keeps the second half of a convolution flat, (c, d·kh·kw), or as (c, d, kh, kw): the product is the same
+    made = (first[0] * second[0], math.prod(first[1:]) * math.prod(second[1:]))
+    if made != (shape[0], math.prod(shape[1:])):
         return f"the product is {list(made)}, the base's weight {list(shape)}"
     return ""
 

@@ -19,9 +19,15 @@ _SUFFIXES = {s: t for s, t in {**keys.KOHYA_SUFFIXES, **keys.PEFT_SUFFIXES}.item
 _SUFFIX = {"lora.up": "lora_B.weight", "lora.down": "lora_A.weight"}
 
 
+_BARE = ("double_blocks.", "single_blocks.", "joint_blocks.", "input_blocks.", "middle_block.", "output_blocks.")
+"""First words of original names that some trainers write without a prefix."""
+
+
 def split(key: str) -> tuple[str, str] | None:
-    """`diffusion_model.x.lora_B.weight` as `("diffusion_model.x", "lora.up")`."""
+    """`diffusion_model.x.lora_B.weight` as `("diffusion_model.x", "lora.up")`; a bare original name counts as prefixed."""
     key = key.removeprefix("model.")
+    if key.startswith(_BARE):
+        key = f"diffusion_model.{key}"
     if not key.startswith(("diffusion_model.", "text_encoders.")):
         return None
     return keys.split_dotted(key, _SUFFIXES)

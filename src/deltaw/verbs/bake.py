@@ -87,6 +87,8 @@ def bake(
             "the output exists", where=out, expected="a new folder", advice="choose another -o or remove it"
         )
     terms = load_terms(files, weights or {}, strict, tell, shapes=checkpoint.shapes)
+    if tokens := [token for term in terms for token in term.delta.embeddings]:
+        tell(Warn(f"the vectors of {', '.join(tokens)} are not baked: a token needs the tokenizer too"))
     loss = _Loss()
     with checkpoint.reader() as reader:
         touched = _touched(checkpoint, terms)

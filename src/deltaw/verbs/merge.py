@@ -105,7 +105,7 @@ def merge(
         if not updates:
             raise InputError("nothing is left to write", where=out, expected="a weight other than 0, a budget above one rank",
                              advice="check the weights and the budget")  # fmt: skip
-        merged = Delta(terms[0].delta.family, updates, _triggers(terms), _metadata(terms))
+        merged = Delta(terms[0].delta.family, updates, _triggers(terms), _metadata(terms), _embeddings(terms))
         error, n_bytes = write_verified(merged, sums, layers, shapes, Path(out), dialect, generator)
     tell(Saved(str(out), n_bytes, f"{len(updates)} modules, relative error {error:.1e}"))
     return MergeReport(Path(out), n_bytes, merged.family, tuple(layers), error, budget.overall(layers)[1])
@@ -324,6 +324,22 @@ def seeded(seed: int) -> torch.Generator:
 
 def _triggers(terms: Sequence[Term]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for term in terms for word in term.delta.trigger))
+
+
+def _embeddings(terms: Sequence[Term]) -> dict[str, Mapping[str, torch.Tensor]]:
+    """Every file's token vectors; they are not weighted, a token is there or not.
+
+    Raises:
+        InputError: two files have different vectors for one token.
+    """
+    found: dict[str, Mapping[str, torch.Tensor]] = {}
+    for term in terms:
+        for token, parts in term.delta.embeddings.items():
+            own = found.setdefault(token, parts)
+            if set(own) != set(parts) or any(not own[name].equal(vector) for name, vector in parts.items()):
+                raise InputError(f"two files have different vectors for the token {token!r}", expected="one each",
+                                 advice="rename the token in one of them")  # fmt: skip
+    return found
 
 
 def _metadata(terms: Sequence[Term]) -> dict[str, str]:
