@@ -120,15 +120,7 @@ def extract(
         raise InputError(f"this is {changed.family.title}, the base is {original.family.title}", where=tuned,
                          expected="two checkpoints of one family", advice="check --base")  # fmt: skip
     tally = _Tally()
-    shared = _shared(changed, original, tally.uncaptured)
-    tell(Phase("spectra", len(shared), "weights"))
-    spectra: dict[str, Spectrum] = {}
-    with changed.reader() as new, original.reader() as old:
-        for i, path in enumerate(shared):
-            if (spectrum := _difference(path, new, old, wanted, tally, full_norms, seed)) is not None:
-                spectra[path] = spectrum
-            tell(Tick(i + 1, path))
-        _biases(new, old, tally, full_norms)
+    spectra = _spectra(changed, original, wanted, tally, full_norms, seed, tell)
     tally.uncaptured.update(_outside(changed, original))
     _require_related(tuned, base, tally, force, bool(spectra or tally.full))
     updates, layers = budget.cut(spectra, original.shapes, wanted, written_dtype(dtype or "float16", (), exact=False))
@@ -141,6 +133,22 @@ def extract(
     tell(Saved(str(out), n_bytes, f"{len(made.updates)} modules, {kept:.1%} of the difference's energy"))
     change = math.sqrt(tally.difference / tally.base) if tally.base else 0.0
     return ExtractReport(Path(out), n_bytes, tuple(layers), kept, change, tally.cosine, tally.uncaptured)
+
+
+def _spectra(
+    changed: Checkpoint, original: Checkpoint, wanted: Budget, tally: _Tally, full_norms: bool, seed: int, tell: Tell
+) -> dict[str, Spectrum]:
+    """The leading part of every matrix' difference, one weight in memory at a time; the rest goes into the tally."""
+    shared = _shared(changed, original, tally.uncaptured)
+    tell(Phase("spectra", len(shared), "weights"))
+    spectra: dict[str, Spectrum] = {}
+    with changed.reader() as new, original.reader() as old:
+        for i, path in enumerate(shared):
+            if (spectrum := _difference(path, new, old, wanted, tally, full_norms, seed)) is not None:
+                spectra[path] = spectrum
+            tell(Tick(i + 1, path))
+        _biases(new, old, tally, full_norms)
+    return spectra
 
 
 def _shared(changed: Checkpoint, original: Checkpoint, uncaptured: dict[str, str]) -> list[str]:
