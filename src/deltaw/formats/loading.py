@@ -15,14 +15,14 @@ from deltaw.errors import InputError
 from deltaw.formats import alphas, cloneofsimo, embedding, fused
 from deltaw.formats.embedding import Claim
 from deltaw.formats.match import Match
-from deltaw.formats.reading import Entry, Reading
+from deltaw.formats.reading import FAMILY, Entry, Reading
 from deltaw.formats.source import Source
 from deltaw.tensorfile import lazy
 
 if TYPE_CHECKING:
     import torch
 
-_OWN_METADATA = (alphas.HEADER, alphas.DTYPES, "format", "deltaw.component", embedding.TOKEN)
+_OWN_METADATA = (alphas.HEADER, alphas.DTYPES, "format", "deltaw.component", embedding.TOKEN, FAMILY)
 
 
 def build(source: Source, reading: Reading, *, drop_broken: bool) -> tuple[Delta, Match]:

@@ -26,6 +26,9 @@ from deltaw.tensorfile import Header
 if TYPE_CHECKING:
     from deltaw.formats import Dialect
 
+FAMILY = "deltaw.family"
+"""Header key: the family that a change was made for, where some modules of two families look alike."""
+
 _TELLING = ("unet", "text_encoder", "deltaw.component")
 """The header entries that some dialect's names depend on (cloneofsimo's classes, PEFT's component)."""
 
@@ -173,9 +176,15 @@ def _score(entries: list[Entry], places: Mapping[str, Places], header: Header, s
 
 def _is_named(family: Family, metadata: Mapping[str, str]) -> bool:
     """Whether the file says that it is of this family; that only decides where its shapes leave it open."""
-    architecture = metadata.get("modelspec.architecture", "").partition("/")[0]
+    if FAMILY in metadata:
+        return metadata[FAMILY] == family.name
+    architecture = metadata.get("modelspec.architecture", "").split("-")[
+        :3
+    ]  # `stable-diffusion-v2` of `…-v2-768-v/lora`
     version = metadata.get("ss_base_model_version", "")
-    return architecture == family.architecture or version == family.kohya_version
+    return architecture == family.architecture.split("-")[:3] or version.startswith(
+        family.kohya_version.removesuffix("_v")
+    )
 
 
 def _problem(entry: Entry, header: Header, shape: tuple[int, ...]) -> str:

@@ -12,7 +12,7 @@ from deltaw.delta import Delta, Update
 from deltaw.errors import DeltawError, InputError, refuse_all
 from deltaw.families import Family, listing
 from deltaw.families.listing import Shapes
-from deltaw.formats import alphas, embedding, fused
+from deltaw.formats import alphas, embedding, fused, reading
 from deltaw.formats.keys import Place
 from deltaw.formats.source import CONFIG, ROOT, WEIGHTS
 
@@ -49,7 +49,7 @@ def pack(delta: Delta, dialect: Dialect, where: str | Path) -> tuple[Tensors, di
             reason = f"it has no key for {error.args[0]}" if isinstance(error, KeyError) else str(error)
             problems.append(_refusal(dialect, place.paths[0], where, reason))
     refuse_all(f"the dialect {dialect.NAME} cannot hold this change", problems[:10])
-    metadata = {"modelspec.architecture": f"{family.architecture}/lora", **delta.metadata, **_trigger(delta)}
+    metadata = {**delta.metadata, **_trigger(delta), reading.FAMILY: family.name}
     try:
         vectors, named = embedding.pack(delta, dialect.NAME)
         return {**tensors, **vectors}, {**metadata, **named, **dialect.describe(delta, shapes)}
