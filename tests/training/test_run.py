@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import deltaw
-from deltaw import tensorfile
+from deltaw import formats, tensorfile
 from deltaw.errors import InputError, Interrupted, ManyErrors, UnverifiedError, UsageError
 from deltaw.events import Event, Note, Saved, Step
 from deltaw.training import run as running
@@ -63,6 +63,37 @@ def test_the_file_says_what_it_is_and_nothing_private(
     raw = report.file.read_bytes()
     for private in (str(tmp_path), str(Path.home()), os.uname().nodename, "a thing number"):
         assert private.encode() not in raw
+
+
+@pytest.mark.parametrize("dialect", ["kohya", "diffusers", "peft"])
+def test_every_dialect_can_be_asked_for(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, dialect: str
+) -> None:
+    report = train(pictures(3), tiny_base, tmp_path / "out", dialect=dialect)
+    delta, match = formats.load(report.file, shapes=formats.shapes_of(tiny_base))
+    assert dialect in match.dialects
+    assert len(delta.updates) == 32
+    assert report.n_bytes > 1000
+
+
+def test_a_dialect_that_would_lose_modules_is_refused_before_training(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    heard: list[Event] = []
+    with pytest.raises(
+        UnverifiedError, match="would lose modules"
+    ):  # Comfy's names are those of four levels, not of two
+        train(pictures(3), tiny_base, tmp_path / "out", dialect="comfy", tell=heard.append)
+    assert not any(isinstance(e, Step) for e in heard)
+
+
+def test_an_unknown_dialect_is_refused_before_training(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    heard: list[Event] = []
+    with pytest.raises(UsageError, match="no dialect is called 'koyha'"):
+        train(pictures(3), tiny_base, tmp_path / "out", dialect="koyha", tell=heard.append)
+    assert not any(isinstance(e, Step) for e in heard)
 
 
 def test_the_same_seed_gives_the_same_bytes(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:

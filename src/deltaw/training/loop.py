@@ -27,11 +27,12 @@ MAX_BAD_IN_A_ROW = 5
 
 @dataclass
 class Run:
-    """What the loop changes: the step it has reached, the losses, and the optimizer."""
+    """What the loop changes: the step it has reached, the losses, the optimizer, and its own seconds."""
 
     step: int
     losses: list[float]
     optimizer: torch.optim.Optimizer
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ def train(work: Work, run: Run, at_mark: Callable[[Run], None], stop_asked: Call
     settings, parameters = work.plan.settings, list(work.wrapped.parameters().values())
     rate = optim.Rate(settings.lr, settings.steps, settings.warmup_steps, settings.schedule)
     turns = work.plan.sampler.plan(settings.steps)
-    bad, first, started = 0, run.step, time.perf_counter()
+    bad, first = 0, run.step
     while run.step < settings.steps and not stop_asked():
-        step = run.step + 1
+        step, started = run.step + 1, time.perf_counter()
         loss = _loss(work, work.plan.sampler.pictures(*turns[step - 1]), step)
         loss.backward()
         norm = optim.clip(parameters, settings.clip)
@@ -86,7 +87,8 @@ def train(work: Work, run: Run, at_mark: Callable[[Run], None], stop_asked: Call
         run.optimizer.zero_grad(set_to_none=True)
         run.step = step
         run.losses.append(value)
-        speed = (step - first) / (time.perf_counter() - started)
+        run.seconds += time.perf_counter() - started
+        speed = (step - first) / run.seconds
         tell(Step(step, settings.steps, value, rate.at(step), speed, devices.rss_bytes(), {"grad_norm": norm}))
         if step in work.plan.marks:
             at_mark(run)

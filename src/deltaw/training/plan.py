@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from deltaw import device as devices
+from deltaw import formats
 from deltaw.data import buckets as bucketing
 from deltaw.data.folder import Dataset
 from deltaw.errors import UsageError
@@ -129,6 +130,7 @@ def make(given: Given, base: StableDiffusion, dataset: Dataset) -> Plan:
     settings = Settings(**{f.name: _plain(choose.values[f.name].value) for f in fields(Settings)})
     if settings.optimizer not in optim.ALL:
         raise UsageError(f"unknown optimizer {settings.optimizer!r}", where="optimizer", expected=", ".join(optim.ALL))
+    formats.named(settings.dialect)
     members: dict[tuple[int, int], list[int]] = {}
     for index in training:
         members.setdefault(sizes[index], []).append(index)

@@ -177,9 +177,9 @@ class _Session:
             work, progress, questions = self._load(data, resume)
         self.tell(Phase("train", self.plan.settings.steps, "steps"))
         first = progress.step
-        with self.clock.phase("train"):
-            loop.train(work, progress, lambda run: self._mark(work, run, questions), stop_asked, self.tell)
-        speed = (progress.step - first) / self.clock.seconds["train"]
+        loop.train(work, progress, lambda run: self._mark(work, run, questions), stop_asked, self.tell)
+        self.clock.seconds["train"] = progress.seconds
+        speed = (progress.step - first) / progress.seconds if progress.seconds else 0.0
         if progress.step < self.plan.settings.steps:
             self._interrupted(work, progress)
         with self.clock.phase("write and prove"):
@@ -201,6 +201,9 @@ class _Session:
         self.tell(
             Note(f"{len(wrapped.modules)} modules get a LoRA of rank {settings.rank}: {n_params:,} numbers to train")
         )
+        untrained = inject.take(wrapped, self.base.family, "unet")
+        rehearsal = self.folder.state.with_name("rehearsal.safetensors")
+        verify.require_writable(rehearsal, untrained, settings.dialect, self.shapes)
         asked = self.plan.held_out or self.plan.training
         asked = asked[:: max(1, -(-len(asked) // PROBE_ITEMS))]
         questions = evaluate.probe(
@@ -227,12 +230,16 @@ class _Session:
         return questions.losses(lambda x, times, text: loop.predict(work, x, times, text))
 
     def _mark(self, work: loop.Work, run: loop.Run, questions: evaluate.Probe) -> None:
+        with self.clock.phase("judge and save"):
+            self._judge(work, run, questions)
+            self._save(work, run)
+
+    def _judge(self, work: loop.Work, run: loop.Run, questions: evaluate.Probe) -> None:
         losses = self._ask(work, questions)
         self.history.probes[run.step] = losses
         score = evaluate.score(run.step, losses, self.history.probes[0])
         self.tell(Note(f"step {run.step}: {'held-out' if self.plan.held_out else 'fixed'} loss {score.loss:.4f}, "
                        f"{100 * score.change:+.1f} % against the base, better on {score.n_better} of {score.n}"))  # fmt: skip
-        self._save(work, run)
 
     def _save(self, work: loop.Work, run: loop.Run) -> None:
         """A snapshot and the state, each atomic; the snapshot first, so that the state never promises one that is absent."""
@@ -262,7 +269,7 @@ class _Session:
 
     def _write_delta(self, path: Path, delta: Delta, what: str) -> None:
         verify.require_sound(delta)
-        n_bytes = formats.save(delta, path, dialect=self.plan.settings.dialect)
+        n_bytes = formats.save(delta, path, dialect=self.plan.settings.dialect, shapes=self.shapes)
         self.tell(Saved(str(path), n_bytes, what))
 
     def _interrupted(self, work: loop.Work, run: loop.Run) -> None:

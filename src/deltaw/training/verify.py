@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,31 @@ def require_sound(delta: Delta) -> None:
         raise UnverifiedError(
             "the result changes nothing: every module is zero", advice="more --steps or a higher --lr"
         )
+
+
+def require_writable(path: Path, delta: Delta, dialect: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Writes and reads a change of the trained shapes before the run, so that a dialect fails early, not after hours.
+
+    Args:
+        path: a scratch file; removed again.
+        delta: as untrained as it is.
+        dialect: the one asked for.
+        shapes: of the base's weights by canonical path.
+
+    Raises:
+        InputError: the dialect cannot hold this change.
+        UnverifiedError: what is read back differs from what was written.
+    """
+    try:
+        formats.save(delta, path, dialect=dialect, shapes=shapes)
+        loaded, match = formats.load(path, shapes=shapes)
+    finally:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if set(loaded.updates) != set(delta.updates):
+        raise UnverifiedError(
+            f"a file in the dialect {dialect!r} would lose modules of this base ({match.counts()})", where=path.parent.parent,
+            expected="every trained module read back", advice="take --dialect kohya or diffusers",
+        )  # fmt: skip
 
 
 def prove(
