@@ -89,3 +89,17 @@ def test_a_broken_file_is_named(tmp_path: Path, content: str) -> None:
         options.parse({}, (), tmp_path / "c.toml")
     with pytest.raises(InputError, match="cannot be read"):
         options.parse({}, (), tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("a.safetensors", ("a.safetensors", 1.0)),
+        ("a.safetensors:0.5", ("a.safetensors", 0.5)),
+        ("a:-1", ("a", -1.0)),
+        ("c:x", ("c:x", 1.0)),
+    ],
+)
+def test_files_with_weights(word: str, wanted: tuple[str, float]) -> None:
+    path, strength = options.weighted(word)
+    assert (str(path), strength) == wanted

@@ -141,6 +141,17 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise InputError(f"is not TOML: {error}", where=path, advice="write it as key = value lines") from error
 
 
+def weighted(word: str) -> tuple[Path, float]:
+    """`FILE[:WEIGHT]` as a path and a weight, 1 where none is given; a colon may be part of the path."""
+    path, colon, number = word.rpartition(":")
+    if colon and not Path(word).exists():
+        try:
+            return Path(path), float(number)
+        except ValueError:
+            pass
+    return Path(word), 1.0
+
+
 def _without_none(annotation: Any) -> Any:
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         kept = [a for a in typing.get_args(annotation) if a is not type(None)]

@@ -114,17 +114,3 @@ def test_a_picture_without_recipe_is_named(tmp_path: Path) -> None:
         deltaw.generate(like=tmp_path / "plain.png")
     with pytest.raises(InputError, match="cannot be read as a picture"):
         deltaw.generate(like=tmp_path / "absent.png")
-
-
-@pytest.mark.parametrize(
-    ("word", "wanted"),
-    [
-        ("a.safetensors", ("a.safetensors", 1.0)),
-        ("a.safetensors:0.5", ("a.safetensors", 0.5)),
-        ("a:-1", ("a", -1.0)),
-        ("c:x", ("c:x", 1.0)),
-    ],
-)
-def test_lora_words(word: str, wanted: tuple[str, float]) -> None:
-    path, strength = verb.parse_lora(word)
-    assert (str(path), strength) == wanted

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from deltaw.cli.shell import AsJson, Strict, app, listening
 from deltaw.errors import UsageError
-from deltaw.options import read_toml
+from deltaw.options import read_toml, weighted
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"], help="The file to write; never one of the inputs.")]
 Rank = Annotated[int | None, Parameter(help="Keep this rank in every module, by the best approximation.")]
@@ -20,17 +20,6 @@ Dtype = Annotated[str | None, Parameter(help="float32, float16 or bfloat16.")]
 FileBase = Annotated[
     Path | None, Parameter(help="The base's diffusers folder or single file, for changes that depend on W.")
 ]
-
-
-def weighted(word: str) -> tuple[Path, float]:
-    """`FILE[:WEIGHT]` as a path and a weight, 1 where none is given; a colon may be part of the path."""
-    path, colon, number = word.rpartition(":")
-    if colon and not Path(word).exists():
-        try:
-            return Path(path), float(number)
-        except ValueError:
-            pass
-    return Path(word), 1.0
 
 
 def block_weights(file: Path | None) -> dict[str, Mapping[str, float]]:

@@ -302,7 +302,7 @@ class _Session:
         settings = self.plan.settings
         files = [self.folder.snapshot(step) for step in self.plan.marks if self.folder.snapshot(step).is_file()]
         self.tell(Phase("draw the contact sheet", (len(files) + 1) * len(settings.prompts), "pictures"))
-        painter = Painter(self.base.folder.path, str(self.device), settings.dtype)
+        painter = Painter(self.base, str(self.device), settings.dtype)
         recipes = [
             Recipe(p, "", settings.seed + i, settings.sample_steps, settings.guidance, settings.resolution,
                    settings.resolution, (), self.base.folder.path.name, "", settings.dtype, self.device.type)

@@ -18,6 +18,7 @@ from deltaw.delta import Delta
 from deltaw.errors import InputError, UsageError
 from deltaw.events import Note, Phase, Saved, Tell, Tick, Warn, silent
 from deltaw.families import sd
+from deltaw.options import weighted
 
 CHUNK = "deltaw"
 """The PNG text chunk that holds a picture's recipe as JSON."""
@@ -55,13 +56,13 @@ class Painter:
     """An opened base with its LoRAs, ready to draw. Keep it to draw many pictures.
 
     Args:
-        base: a diffusers folder or hub id; None is the bundled base.
+        base: an opened base; None is the bundled one.
         device: None takes the fastest that works.
         dtype: of the UNet and text encoder; None takes what the device is fast at.
     """
 
-    def __init__(self, base: str | Path | None = None, device: str | None = None, dtype: str | None = None):
-        self.base = sd.open_base(base or zoo.bundled_base())
+    def __init__(self, base: sd.StableDiffusion | None = None, device: str | None = None, dtype: str | None = None):
+        self.base = base or sd.open_base(zoo.bundled_base())
         self.device, _ = devices.choose(device)
         self.dtype = getattr(torch, dtype) if dtype else devices.compute_dtype(self.device)[0]
         self.pipe = self.base.pipeline(self.device, self.dtype)
@@ -105,17 +106,6 @@ class Painter:
         return self.decode(self.latents(recipes, deltas))
 
 
-def parse_lora(word: str) -> tuple[Path, float]:
-    """`FILE[:STRENGTH]` as a path and a strength, 1 where none is given. A colon may be part of the path."""
-    path, colon, strength = word.rpartition(":")
-    if colon and not Path(word).exists():
-        try:
-            return Path(path), float(strength)
-        except ValueError:
-            pass
-    return Path(word), 1.0
-
-
 def generate(
     prompts: str | Sequence[str] | None = None, *, loras: Sequence[str | Path | tuple[str | Path, float]] = (),
     base: str | Path | None = None, negative: str | None = None, seed: int | None = None, steps: int | None = None,
@@ -146,12 +136,13 @@ def generate(
     """
     past = read_recipe(like) if like else {}
     paths = [_lora_path(entry) for entry in loras]
-    uses, deltas_of = _loaded(paths, past, like, base or zoo.bundled_base(), strict, tell)
+    opened = sd.open_base(base or zoo.bundled_base())
+    uses, deltas_of = _loaded(paths, past, like, opened, strict, tell)
     wanted = [prompts] if isinstance(prompts, str) else list(prompts or ([past["prompt"]] if past else []))
     if not wanted and not (grid or "").startswith("prompt="):
         raise UsageError("there is nothing to draw", expected="a PROMPT, --like FILE.png or --grid prompt=a|b")
     tell(Phase("load base"))
-    painter = Painter(base, device or past.get("device"), dtype or past.get("dtype"))
+    painter = Painter(opened, device or past.get("device"), dtype or past.get("dtype"))
     width, height = _size(size or past.get("size") or str(painter.base.resolution_px), painter.base.factor)
     recipe = Recipe(
         prompt=wanted[0] if wanted else "", negative=past.get("negative", "") if negative is None else negative,
@@ -195,28 +186,24 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 def _lora_path(entry: str | Path | tuple[str | Path, float]) -> tuple[Path, float]:
     if isinstance(entry, tuple):
         return Path(entry[0]), float(entry[1])
-    return parse_lora(str(entry))
+    return weighted(str(entry))
 
 
 def _loaded(
-    paths: Sequence[tuple[Path, float]], past: Mapping[str, Any], like: str | Path | None, base: str | Path, strict: bool,
+    paths: Sequence[tuple[Path, float]], past: Mapping[str, Any], like: str | Path | None, base: sd.StableDiffusion, strict: bool,
     tell: Tell,
 ) -> tuple[tuple[Use, ...], list[tuple[Delta, float]]]:  # fmt: skip
     """The LoRAs given, or with `like` the ones that its recipe names, found by their SHA-256."""
     if past and not paths:
         paths = [(_find(use, Path(str(like)).parent), use["strength"]) for use in past["loras"]]
-    uses, deltas = [], []
+    uses, deltas, shapes = [], [], formats.shapes_of(base.folder.path)
     for path, strength in paths:
-        delta, match = formats.load(path, strict=strict, shapes=_shapes(base))
+        delta, match = formats.load(path, strict=strict, shapes=shapes)
         for line in match.losses():
             tell(Warn(f"{path.name}: {line}"))
         uses.append(Use(path.name, _sha256(path), strength))
         deltas.append((delta, strength))
     return tuple(uses), deltas
-
-
-def _shapes(base: str | Path) -> Mapping[str, tuple[int, ...]]:
-    return formats.shapes_of(sd.open_base(base).folder.path)
 
 
 def _find(use: Mapping[str, Any], folder: Path) -> Path:
