@@ -108,3 +108,16 @@ def test_fused_modules_do_not_triple_the_rank_on_the_way_back(tmp_path: Path) ->
     formats.save(delta, tmp_path / "k.safetensors", "kohya")
     back, _ = formats.load(tmp_path / "k.safetensors")
     assert {u.tensors["down"].shape[0] for u in back.updates.values()} == {4}
+
+
+def test_numbered_names_of_an_unknown_depth_are_refused_without_the_bases_shapes(tmp_path: Path) -> None:
+    """A base of SD 1's topology with one layer a block in other widths than any known one."""
+    shapes = {path: tuple(n // 2 if n > 8 else n for n in shape) for path, shape in listing.modules("emoji").items()}
+    path = "unet.up_blocks.1.attentions.1.proj_in"
+    tensors = adapters.named("lora").init(shapes[path], 2, 2.0, torch.Generator().manual_seed(0))
+    delta = Delta("sd1", {path: Update("lora", tensors)})
+    with pytest.raises(InputError, match="depends on the base's depth"):
+        formats.save(delta, tmp_path / "x.safetensors", "comfy")
+    for dialect in HOLDS_LORA:
+        formats.save(delta, tmp_path / dialect, dialect, shapes=shapes)
+        assert made.same(delta, formats.load(tmp_path / dialect, shapes=shapes, strict=True)[0]) == ""

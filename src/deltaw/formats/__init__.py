@@ -72,6 +72,11 @@ class Dialect(Protocol):
         ...
 
     @staticmethod
+    def original(family: Family) -> bool:
+        """Whether its names follow the original code, whose numbering depends on the base's depth."""
+        ...
+
+    @staticmethod
     def describe(delta: Delta, shapes: Shapes) -> dict[str, str]:
         """Header entries that the dialect needs beside the tensors, for a base of these shapes."""
         ...
@@ -137,8 +142,14 @@ def load(
     return delta, match
 
 
-def save(delta: Delta, path: str | Path, dialect: str = "kohya") -> int:
+def save(delta: Delta, path: str | Path, dialect: str = "kohya", *, shapes: Shapes | None = None) -> int:
     """Writes a change atomically; returns the size in bytes. Reading it back gives the same tensors, bit for bit.
+
+    Args:
+        delta: the change.
+        path: the file, or the folder of PEFT's dialect.
+        dialect: a name in `ALL`, or "embedding".
+        shapes: of the base (`shapes_of`), where it is none of the known ones; original names depend on its depth.
 
     Raises:
         UsageError: no dialect is called so.
@@ -146,4 +157,4 @@ def save(delta: Delta, path: str | Path, dialect: str = "kohya") -> int:
     """
     if dialect == EMBEDDING:
         return saving.write_vectors(delta, path)
-    return saving.write(delta, named(dialect), path)
+    return saving.write(delta, named(dialect), path, shapes)

@@ -66,6 +66,11 @@ def key(stem: str, tensor: str, ndim: int) -> str:
     return f"{stem}:{ {'lora.up': 'up', 'lora.down': 'down'}[tensor] }"
 
 
+def original(family: Family) -> bool:
+    """The numbers count the modules of the base."""
+    return True
+
+
 def describe(delta: Delta, shapes: Shapes) -> dict[str, str]:
     """The counted classes and every module's rank.
 

@@ -51,6 +51,11 @@ def key(stem: str, tensor: str, ndim: int) -> str:
     return f"{stem}.{_SUFFIX.get(tensor) or kohya.kohya_suffix(tensor, ndim)}"
 
 
+def original(family: Family) -> bool:
+    """Always."""
+    return True
+
+
 def describe(delta: Delta, shapes: Shapes) -> dict[str, str]:
     """Nothing: the keys say all."""
     return {}

@@ -51,6 +51,11 @@ def key(stem: str, tensor: str, ndim: int) -> str:
     return f"{stem}.{_SUFFIX[tensor]}"
 
 
+def original(family: Family) -> bool:
+    """Never: names are diffusers'."""
+    return False
+
+
 def describe(delta: Delta, shapes: Shapes) -> dict[str, str]:
     """The alphas as PEFT configurations in the header."""
     return alphas.in_header(delta)

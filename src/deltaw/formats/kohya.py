@@ -52,6 +52,11 @@ def kohya_suffix(tensor: str, ndim: int) -> str:
     return _SUFFIX[tensor] if tensor in _SUFFIX else _SUFFIX[f".{name}"]
 
 
+def original(family: Family) -> bool:
+    """Whether names follow the original code: not those of SD 1 and SD 2."""
+    return family.kohya_original
+
+
 def describe(delta: Delta, shapes: Shapes) -> dict[str, str]:
     """Nothing: the keys say all."""
     return {}

@@ -27,6 +27,11 @@ def places(family: Family, shapes: Shapes, metadata: Mapping[str, str]) -> keys.
     return {}
 
 
+def original(family: Family) -> bool:
+    """Never: names are diffusers'."""
+    return False
+
+
 def names(family: Family, shapes: Shapes) -> keys.Places:
     """The names that are written, one a module."""
     prefixes = {c.name: ("lora_transformer" if c.name == "transformer" else c.kohya,) for c in family.components}

@@ -24,14 +24,22 @@ if TYPE_CHECKING:
 Tensors = dict[str, "torch.Tensor"]
 
 
-def pack(delta: Delta, dialect: Dialect, where: str | Path) -> tuple[Tensors, dict[str, str]]:
-    """The file's tensors and metadata.
+def pack(
+    delta: Delta, dialect: Dialect, where: str | Path, shapes: Shapes | None = None
+) -> tuple[Tensors, dict[str, str]]:
+    """The file's tensors and metadata; `shapes` are those of the base, by default of the best fitting one known.
 
     Raises:
         InputError: the dialect cannot hold this change; every reason is named.
     """
     family = families.named(delta.family)
-    shapes = base_shapes(delta, family)
+    if shapes is None:
+        shapes = base_shapes(delta, family)
+        if dialect.original(family) and delta.updates and not _fits_any(delta, shapes):
+            raise InputError(
+                f"{dialect.NAME} names modules by their number, which depends on the base's depth, and no known base has "
+                "modules of these shapes", where=where, advice="give the base's shapes, or choose the dialect diffusers",
+            )  # fmt: skip
     places = dialect.names(family, shapes)
     stems = {path: (stem, place) for stem, place in places.items() for path in place.paths}
     problems: list[DeltawError] = [_refusal(dialect, path, where) for path in delta.updates if path not in stems]
@@ -59,13 +67,17 @@ def pack(delta: Delta, dialect: Dialect, where: str | Path) -> tuple[Tensors, di
         ) from error
 
 
-def write(delta: Delta, dialect: Dialect, path: str | Path) -> int:
+def _fits_any(delta: Delta, shapes: Shapes) -> bool:
+    return any(path in shapes and not problem_of(update, shapes[path]) for path, update in delta.updates.items())
+
+
+def write(delta: Delta, dialect: Dialect, path: str | Path, shapes: Shapes | None = None) -> int:
     """Writes the file (or PEFT's folder) and returns its size in bytes.
 
     Raises:
         InputError: the dialect cannot hold this change; every reason is named.
     """
-    tensors, metadata = pack(delta, dialect, path)
+    tensors, metadata = pack(delta, dialect, path, shapes)
     if dialect.NAME != "peft":
         return tensorfile.write(path, tensors, metadata)
     configs = _by_component(json.loads(metadata.pop(alphas.HEADER)))

@@ -9,6 +9,7 @@ from deltaw import formats, tensorfile
 from deltaw.delta import Delta
 from deltaw.errors import UnverifiedError, UsageError
 from deltaw.events import Note, Saved, Tell, Warn, silent
+from deltaw.families.listing import Shapes
 from deltaw.formats.match import Match
 from deltaw.verbs.merge import require_other
 from deltaw.verbs.shrink import ShrinkReport, shrink
@@ -97,13 +98,13 @@ def _to_lora(
     return ConvertReport(report.path, report.n_bytes, dialect, match, report.error)
 
 
-def require_same(delta: Delta, path: str | Path) -> None:
+def require_same(delta: Delta, path: str | Path, shapes: Shapes | None = None) -> None:
     """Loads a written file and compares every tensor bit for bit.
 
     Raises:
         UnverifiedError: something reads back as something else.
     """
-    back, _ = formats.load(path)
+    back, _ = formats.load(path, shapes=shapes)
     for name, update in delta.updates.items():
         theirs = back.updates.get(name)
         same = (

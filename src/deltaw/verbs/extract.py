@@ -126,8 +126,8 @@ def extract(
     updates, layers = budget.cut(spectra, original.shapes, wanted, written_dtype(dtype or "float16", (), exact=False))
     made = Delta(original.family.name, {**updates, **tally.full})
     with tensorfile.replacing(out) as temporary:
-        n_bytes = formats.save(made, temporary, dialect)
-        require_same(made, temporary)
+        n_bytes = formats.save(made, temporary, dialect, shapes=original.shapes)
+        require_same(made, temporary, original.shapes)
     kept = _kept_energy(layers, tally)
     _tell_all(tell, layers, spectra, tally, kept)
     tell(Saved(str(out), n_bytes, f"{len(made.updates)} modules, {kept:.1%} of the difference's energy"))

@@ -147,12 +147,12 @@ def write_verified(
             raise InputError(f"{path} is too large for the dtype, or was not finite", where=out, expected="finite numbers",
                              advice="choose --dtype float32, or smaller weights")  # fmt: skip
     if formats.named(dialect).NAME == "peft":
-        formats.save(merged, out, dialect)
+        formats.save(merged, out, dialect, shapes=shapes)
         return _verify(out, sums, layers, shapes, generator), sum(
             f.stat().st_size for f in out.rglob("*") if f.is_file()
         )
     with tensorfile.replacing(out) as temporary:
-        formats.save(merged, temporary, dialect)
+        formats.save(merged, temporary, dialect, shapes=shapes)
         error = _verify(temporary, sums, layers, shapes, generator)
     return error, out.stat().st_size
 
