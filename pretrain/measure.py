@@ -126,9 +126,9 @@ def main() -> None:
     result = {}
     for folder in [args.base / "vae", *args.vae]:
         vae = open_vae(folder)
-        result[str(folder)] = judged(vae, z, records, args.classifier) | {
-            "psnr_db": reconstruction(vae, args.data, args.every)
-        }
+        result[str(folder)] = judged(vae, z, records, args.classifier)
+        if args.every:
+            result[str(folder)]["psnr_db"] = reconstruction(vae, args.data, args.every)
         print(folder, json.dumps(result[str(folder)]), flush=True)
     tensorfile.write(
         args.out.with_suffix(".safetensors"), {"latents": z}, {"prompts": json.dumps([r["caption"] for r in records])}
