@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from deltaw import formats
 from deltaw.delta import Delta, Update
-from deltaw.errors import InputError, UsageError
+from deltaw.errors import InputError, UnverifiedError, UsageError
 from deltaw.events import Note
 from deltaw.families import listing
 from deltaw.verbs.merge import merge
@@ -164,3 +165,32 @@ def test_the_same_file_twice_adds_up_and_fifty_files_are_exact(tmp_path: Path) -
     got, _ = formats.load(tmp_path / "b.safetensors")
     assert relative_error(dense(got), summed([(5.0, delta)])) <= 1e-6
     assert any(isinstance(event, Note) and "more than once" in event.text for event in told)
+
+
+@pytest.mark.parametrize("budget", [{}, {"energy": 0.9}, {"rank": 3}], ids=str)
+def test_changes_that_cancel_leave_rounding_and_no_crash(budget: dict, tmp_path: Path) -> None:
+    delta = made.delta("sd1", "emoji", among=made.paths("emoji")[:6])
+    formats.save(delta, tmp_path / "a.safetensors")
+    files = [(tmp_path / "a.safetensors", 1.0), (tmp_path / "a.safetensors", -1.0)]
+    with contextlib.suppress(InputError):  # nothing is left to write, which is right as well
+        merge(files, tmp_path / "b.safetensors", **budget)
+    if not (tmp_path / "b.safetensors").exists():
+        return
+    left = dense(formats.load(tmp_path / "b.safetensors")[0])
+    size = sum(float(change.norm()) for change in dense(delta).values())
+    assert sum(float(change.norm()) for change in left.values()) <= 1e-6 * size
+
+
+def test_a_file_that_does_something_else_is_not_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    delta = made.delta("sd1", "emoji", among=made.paths("emoji")[:6])
+    formats.save(delta, tmp_path / "a.safetensors")
+    true_save = formats.save
+
+    def halved(change: Delta, *args: object, **options: object) -> int:
+        updates = {p: Update("lora", {**u.tensors, "up": u.tensors["up"] * 0.5}) for p, u in change.updates.items()}
+        return true_save(Delta(change.family, updates), *args, **options)
+
+    monkeypatch.setattr(formats, "save", halved)
+    with pytest.raises(UnverifiedError, match="is off by"):
+        merge([(tmp_path / "a.safetensors", 1.0)], tmp_path / "b.safetensors")
+    assert not (tmp_path / "b.safetensors").exists()

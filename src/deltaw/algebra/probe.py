@@ -19,6 +19,21 @@ def difference(update: Update | None, wanted: Sum, x: torch.Tensor) -> tuple[flo
     return float((got - aim).norm()), float(aim.norm())
 
 
+def rounding(update: Update | None, wanted: Sum, x: torch.Tensor) -> float:
+    """How far `difference` may be off by the rounding of the written type and of float32 arithmetic alone.
+
+    Measured on ‖up‖·‖down‖ instead of ‖up·down‖, since terms that cancel leave the rounding of what they were.
+    """
+    import torch
+
+    if wanted.factors is not None:
+        size = float(wanted.factors[0].norm()) * float(wanted.factors[1].norm())
+    else:
+        size = float(wanted.dense.norm()) if wanted.dense is not None else 0.0
+    kinds = [torch.finfo(t.dtype).eps for n, t in update.tensors.items() if n != "alpha"] if update is not None else []
+    return 8 * max([torch.finfo(torch.float32).eps, *kinds]) * size * x.shape[1] ** 0.5 + 1e-30
+
+
 def probes(n_in: int, generator: torch.Generator, n: int = 8) -> torch.Tensor:
     """Random inputs `(n_in, n)` in float64."""
     import torch
