@@ -126,7 +126,8 @@ class Plain(_Lines):
                 self.console.print(f"{escape(name)}{f' ({counted(total, unit)})' if total else ''} …", highlight=False)
             case Tick(done, _):
                 if self._due(done):
-                    self.console.print(f"  {done} of {self.phase.total} {self.phase.unit}", highlight=False)
+                    total = counted(self.phase.total, self.phase.unit) if self.phase.total else self.phase.unit
+                    self.console.print(f"  {done} of {total}", highlight=False)
             case Step():
                 text = self.step_text(event)
                 left = (event.n_steps - event.step) / event.steps_per_s if event.steps_per_s > 0 else 0.0
