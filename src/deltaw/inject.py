@@ -19,7 +19,7 @@ from deltaw.delta import Delta, Update
 from deltaw.errors import InputError, UsageError
 
 
-class _LowRank(torch.autograd.Function):
+class _LowRankProduct(torch.autograd.Function):
     """y = x·Wᵀ + b + scale·(x·downᵀ)·upᵀ with W frozen, saving x alone.
 
     Plain autograd would keep x once for the base and once, cast, for the adapter, and the rank-r
@@ -50,30 +50,32 @@ class _LowRank(torch.autograd.Function):
         return grad_x, None, None, (through.t() @ flat).to(down.dtype), grad_up, None
 
 
-class LowRankLinear(nn.Module):
-    """A frozen Linear with a trained ΔW beside it; `up (out, r)` and `down (r, in)` are float32."""
+class LowRank(nn.Module):
+    """A frozen module with a trained ΔW beside it; `up` and `down` are float32 on the module's device.
 
-    def __init__(self, base: nn.Linear, tensors: Mapping[str, Tensor]):
+    Args:
+        base: the module, Linear or Conv2d; its own parameters are left alone.
+        tensors: a LoRA's `up (out, r[, 1, 1])`, `down (r, in[, kh, kw])` and `alpha ()`.
+    """
+
+    def __init__(self, base: nn.Linear | nn.Conv2d, tensors: Mapping[str, Tensor]):
         super().__init__()
         self.base = base
         self.up = nn.Parameter(tensors["up"].to(base.weight.device))
         self.down = nn.Parameter(tensors["down"].to(base.weight.device))
         self.scale = lora.scale(tensors)
+
+
+class LowRankLinear(LowRank):
+    """A frozen Linear with `up (out, r)` and `down (r, in)` beside it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) -> (…, out) in the dtype of x."""
-        return _LowRank.apply(x, self.base.weight, self.base.bias, self.down, self.up, self.scale)  # type: ignore[no-any-return]
+        return _LowRankProduct.apply(x, self.base.weight, self.base.bias, self.down, self.up, self.scale)  # type: ignore[no-any-return]
 
 
-class LowRankConv2d(nn.Module):
-    """A frozen Conv2d with a trained ΔW beside it: `down (r, in, kh, kw)`, then `up (out, r, 1, 1)`."""
-
-    def __init__(self, base: nn.Conv2d, tensors: Mapping[str, Tensor]):
-        super().__init__()
-        self.base = base
-        self.up = nn.Parameter(tensors["up"].to(base.weight.device))
-        self.down = nn.Parameter(tensors["down"].to(base.weight.device))
-        self.scale = lora.scale(tensors)
+class LowRankConv2d(LowRank):
+    """A frozen Conv2d with `down (r, in, kh, kw)`, then `up (out, r, 1, 1)`, beside it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, in, h, w) -> (n, out, h', w') in the dtype of x."""
@@ -86,7 +88,7 @@ class LowRankConv2d(nn.Module):
 class Wrapped:
     """The adapters put into one network, by module path, and the alpha they were made with."""
 
-    modules: Mapping[str, LowRankLinear | LowRankConv2d]
+    modules: Mapping[str, LowRank]
     alpha: float
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -108,7 +110,7 @@ def wrap(model: nn.Module, targets: str, rank: int, alpha: float, generator: tor
         UsageError: the expression is invalid or matches no module, or the rank is too large.
     """
     found = _targeted(model, targets)
-    modules: dict[str, LowRankLinear | LowRankConv2d] = {}
+    modules: dict[str, LowRank] = {}
     for path, module in found.items():
         shape = tuple(module.weight.shape)
         if rank > min(shape[0], module.weight[0].numel()):
