@@ -13,9 +13,9 @@ from deltaw.errors import EXIT_INTERRUPTED, DeltawError, UsageError, render
 
 __all__ = ["files", "looking", "main", "making"]
 
-# GNU OpenMP's waiting threads spin, which brings training to a standstill when other programs use the cores
-# (a step took 10 s instead of 0.5 s beside two busy processes; with a short spin 1.9 s, and nothing is lost on
-# an idle machine). It is read when torch is loaded, which the verbs do.
+# GNU OpenMP's waiting threads spin, which brings training to a standstill when other programs use the cores: ten
+# times slower, with a short spin twice, and nothing is lost on an idle machine (`python -m benchmarks.threads`).
+# It is read when torch is loaded, which the verbs do.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
