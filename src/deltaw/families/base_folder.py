@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class BaseFolder:
     path: Path
     configs: Mapping[str, Mapping[str, Any]]
     recommended: Mapping[str, Mapping[str, Any]]
+    _digests: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def weights(self, part: str) -> list[Path]:
         """The safetensors files of a part: one, or the shards that its index names.
@@ -62,12 +63,17 @@ class BaseFolder:
         return plain[:1]
 
     def digest(self, part: str) -> str:
-        """SHA-256 over a part's weight files and config: what a cache of its results depends on."""
-        total = hashlib.sha256(json.dumps(self.configs[part], sort_keys=True).encode())
-        for file in self.weights(part):
-            with file.open("rb") as handle:
-                total.update(hashlib.file_digest(handle, "sha256").digest())
-        return total.hexdigest()
+        """SHA-256 over a part's weight files and config: what a cache of its results depends on.
+
+        Read once per opened folder, since a base holds gigabytes and every snapshot states it.
+        """
+        if part not in self._digests:
+            total = hashlib.sha256(json.dumps(self.configs[part], sort_keys=True).encode())
+            for file in self.weights(part):
+                with file.open("rb") as handle:
+                    total.update(hashlib.file_digest(handle, "sha256").digest())
+            self._digests[part] = total.hexdigest()
+        return self._digests[part]
 
 
 def find(base: str) -> Path:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deltaw import device as devices
-from deltaw import families, formats, inject, options, sheet, zoo
+from deltaw import families, formats, inject, options, sheet, tensorfile, zoo
 from deltaw._version import VERSION
 from deltaw.data import folder as pictures_folder
 from deltaw.data.cache import Cache, default_root
@@ -313,7 +313,7 @@ class _Session:
             rows.append(painter.draw(recipes, deltas))
             self.tell(Tick(len(rows) * len(recipes)))
         labels = ["base", *(f"step {step}" for step in self.plan.marks[-len(files):])]  # fmt: skip
-        with report.tensorfile.replacing(self.folder.sheet) as temporary:
+        with tensorfile.replacing(self.folder.sheet) as temporary:
             sheet.grid(rows, labels, settings.prompts).save(temporary, "PNG")
         self.tell(Saved(str(self.folder.sheet), self.folder.sheet.stat().st_size, "contact sheet"))
         return self.folder.sheet
