@@ -11,7 +11,7 @@ import torch
 import deltaw
 from deltaw.errors import DeltawError
 from deltaw.events import Event, Step, Warn
-from deltaw.training import loop, run
+from deltaw.training import loop
 
 SETTINGS = ("sample_steps=2", "snapshots=5", 'prompts=["a house"]', "dtype=float32")
 
@@ -24,7 +24,7 @@ def _train(
     def sometimes_nan(work: loop.Work, pictures: list[int], step: int) -> torch.Tensor:
         return original(work, pictures, step) * (float("nan") if step in broken else 1.0)
 
-    monkeypatch.setattr(run.loop, "_loss", sometimes_nan)
+    monkeypatch.setattr(loop, "_loss", sometimes_nan)
     return deltaw.train(
         folder, base=str(base), out=out, steps=10, batch=1, rank=2, settings=SETTINGS, tell=heard.append
     )

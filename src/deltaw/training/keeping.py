@@ -1,0 +1,121 @@
+"""What a run leaves on disk: snapshots, the state to resume from, the file itself with its proof."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deltaw import families, formats, inject
+from deltaw._version import VERSION
+from deltaw.delta import Delta, Update
+from deltaw.events import Note, Phase, Saved
+from deltaw.training import loop, metadata, state, verify
+from deltaw.training.evaluate import Probe
+from deltaw.training.loop import Run, Work
+from deltaw.training.session import Session
+
+DRAWING_ONLY = frozenset({"prompts", "sample_steps", "guidance", "snapshots", "save_dtype", "dialect"})
+"""Settings that a resumed run may change, since the weights do not depend on them."""
+
+
+def rehearse(session: Session, work: Work) -> None:
+    """Writes and reads an untrained file of the run's shapes, so that a dialect fails before the hours, not after."""
+    untrained = inject.take(work.wrapped, session.base.family, "unet")
+    path = session.folder.state.with_name("rehearsal.safetensors")
+    verify.require_writable(path, untrained, session.plan.settings.dialect, session.shapes)
+
+
+def save(session: Session, work: Work, run: Run, probes: Mapping[int, Tensor]) -> None:
+    """A snapshot and the state, each atomic; the snapshot first, so that the state never promises one that is absent.
+
+    Args:
+        session: of the run.
+        work: holds the adapters.
+        run: where it stands.
+        probes: the answers to the fixed questions by step.
+    """
+    _write(session, session.folder.snapshot(run.step), _rounded(session, work), "snapshot")
+    adapter = {name: p.detach() for name, p in work.wrapped.parameters().items()}
+    history = {f"probe/{step}": losses for step, losses in probes.items()}
+    history["losses"] = torch.tensor(run.losses, dtype=torch.float64)
+    state.save(
+        session.folder.state,
+        state.State(run.step, adapter, state.optimizer_tensors(run.optimizer), _fingerprint(session), history),
+    )
+
+
+def restore(session: Session, work: Work, run: Run) -> dict[int, Tensor]:
+    """Puts the saved run back and returns its answers to the fixed questions by step.
+
+    Raises:
+        InputError: there is no state, or it cannot be read.
+        UsageError: it is another run's.
+    """
+    saved = state.load(session.folder.state)
+    state.require_same(saved.fingerprint, _fingerprint(session))
+    state.restore(saved, work.wrapped.parameters(), run.optimizer)
+    run.step, run.losses = saved.step, saved.history["losses"].tolist()
+    session.tell(Note(f"resumed after step {saved.step}"))
+    return {int(k.removeprefix("probe/")): v for k, v in saved.history.items() if k.startswith("probe/")}
+
+
+def finish(session: Session, work: Work, questions: Probe) -> verify.Proof:
+    """Writes the LoRA and proves it.
+
+    Raises:
+        UnverifiedError: the file failed the proof.
+    """
+    session.tell(Phase("write and prove"))
+    _write(session, session.folder.result, _rounded(session, work), "LoRA")
+    x, times, text, _, _ = questions.groups[0]
+    few = slice(0, verify.N_QUESTIONS)
+    # in float32, or the rounding of bfloat16 layers would drown what the file's precision costs
+    exact = replace(work, unet=work.unet.float(), dtype=torch.float32)
+
+    @torch.no_grad()
+    def predict() -> Tensor:
+        return loop.predict(exact, x[few], times[few], text[few]).cpu()
+
+    trained = inject.take(work.wrapped, session.base.family, "unet")
+    proof = verify.prove(session.folder.result, trained, work.wrapped, "unet", predict, session.shapes)
+    session.tell(Note(f"proved: the file was read back, {proof.n_modules} modules, all finite; it changes the prediction by "
+                      f"{proof.effect:.1%} and deviates from the trained effect by {proof.deviation:.3%}"))  # fmt: skip
+    return proof
+
+
+def _rounded(session: Session, work: Work) -> Delta:
+    """The trained change in the precision of the file."""
+    base, made = session.base, session.plan
+    trained = inject.take(work.wrapped, base.family, "unet")
+    verify.require_sound(trained)
+    dtype = getattr(torch, made.settings.save_dtype)
+    rounded = {
+        path: Update(u.algorithm, {k: t if k == "alpha" else t.to(dtype) for k, t in u.tensors.items()})
+        for path, u in trained.updates.items()
+    }
+    about = metadata.describe(session.folder.name, families.named(base.family), made, base.objective.name,
+                              base.folder.digest("unet"), VERSION)  # fmt: skip
+    words = metadata.trigger_words(made)
+    return Delta(base.family, rounded, (words,) if words else (), about)
+
+
+def _write(session: Session, path: Path, delta: Delta, what: str) -> None:
+    verify.require_sound(delta)
+    n_bytes = formats.save(delta, path, dialect=session.plan.settings.dialect, shapes=session.shapes)
+    session.tell(Saved(str(path), n_bytes, what))
+
+
+def _fingerprint(session: Session) -> dict[str, str]:
+    """All that the weights depend on, by name."""
+    made, folder = session.plan, session.base.folder
+    found = {k: str(v) for k, v in asdict(made.settings).items() if k not in DRAWING_ONLY}
+    seen = hashlib.sha256()
+    for p, caption, size in zip(session.dataset.pictures, made.captions, made.sizes_px, strict=True):
+        seen.update(f"{p.digest} {size} {len(caption)} {caption}\n".encode("utf-8", "surrogatepass"))
+    base = {f"base {part}": folder.digest(part) for part in ("unet", "vae", "text_encoder")}
+    return {**found, "pictures and captions": seen.hexdigest(), **base}
