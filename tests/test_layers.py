@@ -92,3 +92,11 @@ def test_said_once() -> None:
 def test_import_needs_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_help_loads_neither_options_nor_libraries() -> None:
+    code = (
+        "import sys; from deltaw.cli.shell import app; import deltaw.cli; app(['--help'], exit_on_error=False);"
+        "sys.exit(', '.join({'torch', 'numpy', 'pydantic', 'markdown_it'} & set(sys.modules)) or 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0

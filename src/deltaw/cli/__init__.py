@@ -13,6 +13,11 @@ from deltaw.errors import EXIT_INTERRUPTED, DeltawError, UsageError, render
 
 __all__ = ["files", "looking", "main", "making"]
 
+app.command(
+    "deltaw.cli.training:train", name="train",
+    help="Train a LoRA on a folder of pictures and prove that the written file works.",
+)  # fmt: skip
+
 # GNU OpenMP's waiting threads spin, which brings training to a standstill when other programs use the cores: ten
 # times slower, with a short spin twice, and nothing is lost on an idle machine (`python -m benchmarks.threads`).
 # It is read when torch is loaded, which the verbs do.

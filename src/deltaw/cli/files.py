@@ -10,7 +10,6 @@ from cyclopts import Parameter
 
 from deltaw.cli.shell import AsJson, Strict, app, listening
 from deltaw.errors import UsageError
-from deltaw.options import read_toml, weighted
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"], help="The file to write; never one of the inputs.")]
 Rank = Annotated[int | None, Parameter(help="Keep this rank in every module, by the best approximation.")]
@@ -28,6 +27,8 @@ def block_weights(file: Path | None) -> dict[str, Mapping[str, float]]:
     Raises:
         UsageError: something in it is no table of numbers.
     """
+    from deltaw.options import read_toml  # with pydantic, which takes longer to load than all else here
+
     tables = read_toml(file) if file else {}
     for name, table in tables.items():
         if not isinstance(table, dict) or not all(isinstance(v, int | float) for v in table.values()):
@@ -64,6 +65,8 @@ def merge(
     json: AsJson = False,
 ) -> None:
     """Add LoRAs exactly: ΔW = Σ weight·ΔW of any ranks, alphas, dialects and algorithms."""
+    from deltaw.options import weighted
+
     given, factors = [weighted(word) for word in files], block_weights(weights)
     with listening(as_json_lines=json) as show:
         if conflicts or report:

@@ -14,6 +14,7 @@ from deltaw.cli.terminal import Display, display
 app = App(
     name="deltaw",
     version=VERSION,
+    help_format="plaintext",
     result_action="return_value",
     help="Teach an image model a style or subject as a small ΔW, and prove that it worked.",
 )
