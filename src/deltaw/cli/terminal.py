@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from deltaw.events import Event, Note, Phase, Saved, Step, Table, Tick, Warn, as_json
 
 PLAIN_EVERY_S = 10.0
 """How often plain output reports a long phase: often enough to see life, seldom enough for a log."""
+SILENCE_S = 25.0
+"""After so long without a line, plain output names the phase that has nothing to say."""
+DOUBT_S = 10.0
+"""After so long without news, a live line says so: it moves all the time, so that alone means nothing."""
 SMOOTHING = 0.95
 
 
@@ -79,30 +96,63 @@ class _Lines:
         return f"loss {self.smooth(event.loss):.4f}  {event.steps_per_s:.2f} steps/s  {event.rss_bytes / 1e9:.1f} GB"
 
 
+class _IfCounted(ProgressColumn):
+    """A column that stays empty in phases whose length is not known."""
+
+    def __init__(self, column: ProgressColumn):
+        super().__init__()
+        self.column = column
+
+    def render(self, task: Task) -> RenderableType:
+        return self.column(task) if task.total else Text()
+
+
+class _Silence(ProgressColumn):
+    """Says for how long a phase has had no news, once that is worth a doubt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard = time.monotonic()
+
+    def render(self, task: Task) -> Text:  # noqa: ARG002
+        silent_s = time.monotonic() - self.heard
+        return Text(f"no news for {duration(silent_s)}" if silent_s > DOUBT_S else "", style="yellow")
+
+
 class Live(_Lines):
-    """A live line with phase, bar, loss, speed, time left and memory; notes scroll above it."""
+    """A live line with phase, bar, loss, speed, memory and time; notes scroll above it.
+
+    It is there from the start, since loading torch takes seconds, and a thread of its own moves it.
+    """
 
     def __init__(self, console: Console):
         super().__init__(console)
+        self.silence = _Silence()
         columns = (
             TextColumn("{task.description}"),
             BarColumn(24),
-            MofNCompleteColumn(),
+            _IfCounted(MofNCompleteColumn()),
             TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            _IfCounted(TimeRemainingColumn(compact=True)),
+            self.silence,
         )
-        self.progress = Progress(*columns, TimeRemainingColumn(compact=True), console=console, transient=True)
+        self.progress = Progress(*columns, console=console, transient=True)
         self.progress.start()
-        self.task: TaskID | None = None
+        self.task = self._phase(Phase("start"))
+
+    def _phase(self, phase: Phase) -> TaskID:
+        return self.progress.add_task(phase.name, total=phase.total, detail="")
 
     def __call__(self, event: Event) -> None:
+        self.silence.heard = time.monotonic()
         match event:
-            case Phase(name, total, _):
-                if self.task is not None:
-                    self.progress.remove_task(self.task)
-                self.task = self.progress.add_task(name, total=total, detail="")
-            case Tick(done, detail) if self.task is not None:
+            case Phase():
+                self.progress.remove_task(self.task)
+                self.task = self._phase(event)
+            case Tick(done, detail):
                 self.progress.update(self.task, completed=done, detail=escape(detail[:40]))
-            case Step() if self.task is not None:
+            case Step():
                 self.progress.update(self.task, completed=event.step, detail=self.step_text(event))
             case _:
                 self.show(event)
@@ -111,18 +161,39 @@ class Live(_Lines):
         self.progress.stop()
 
 
+class Heartbeat:
+    """A thread that calls `beat` every second until it is closed, whatever the rest is busy with."""
+
+    def __init__(self, beat: Callable[[], None]):
+        self._beat = beat
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closed.wait(1.0):
+            self._beat()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+        self._thread.join()
+
+
 class Plain(_Lines):
-    """Lines for a log: every phase once, then its progress every few seconds."""
+    """Lines for a log: every phase once, then its progress every few seconds; a phase that hangs is named."""
 
     def __init__(self, console: Console):
         super().__init__(console)
-        self.phase = Phase("")
-        self.said = 0.0
+        self.phase = Phase("start")
+        self.said = self.heard = time.monotonic()
+        self.heartbeat = Heartbeat(self._name_what_hangs)
 
     def __call__(self, event: Event) -> None:
+        self.heard = time.monotonic()
         match event:
             case Phase(name, total, unit):
-                self.phase, self.said = event, time.monotonic()
+                self.phase, self.said = event, self.heard
                 self.console.print(f"{escape(name)}{f' ({counted(total, unit)})' if total else ''} …", highlight=False)
             case Tick(done, _):
                 if self._due(done):
@@ -135,7 +206,15 @@ class Plain(_Lines):
                     line = f"  step {event.step} of {event.n_steps}  {text}  {duration(left)} left"
                     self.console.print(line, highlight=False)
             case _:
+                self.said = self.heard
                 self.show(event)
+
+    def _name_what_hangs(self) -> None:
+        now = time.monotonic()
+        if now - self.said >= SILENCE_S:
+            self.said = now
+            line = f"  still at: {escape(self.phase.name)}; no news for {duration(now - self.heard)}"
+            self.console.print(line, highlight=False)
 
     def _due(self, done: int) -> bool:
         now = time.monotonic()
@@ -145,7 +224,7 @@ class Plain(_Lines):
         return True
 
     def close(self) -> None:
-        """Nothing to undo."""
+        self.heartbeat.close()
 
 
 def _table(event: Table) -> RichTable:
