@@ -13,11 +13,11 @@ PACKAGE = Path(__file__).parents[1] / "src" / "deltaw"
 
 LAYERS = {
     0: ("_version", "errors", "options", "events"),
-    1: ("atomic", "tensorheader", "tensorfile", "device", "zoo"),
+    1: ("atomic", "digests", "tensorheader", "tensorfile", "device", "zoo"),
     2: ("adapters", "diffusion"),
     3: ("delta", "inject"),
     4: ("families",),
-    5: ("formats", "data", "sheet", "algebra"),
+    5: ("formats", "data", "sheet", "algebra", "judge"),
     6: ("verbs",),
     7: ("training",),
     8: ("cli",),

@@ -22,8 +22,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         DeltawError: the folder cannot be written or the disk is full; the numbers are in the message.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
         os.close(handle)
     except OSError as error:

@@ -13,22 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import platformdirs
 import safetensors.torch
 
+from deltaw.digests import default_root
 from deltaw.errors import DeltawError
 
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["Cache", "default_root", "key"]
+
 CODE_VERSION = "1"
 """Raise it when the preparation of pictures or captions changes; every older entry is then unused."""
 DIGEST_BYTES = 16
-
-
-def default_root() -> Path:
-    """`$DELTAW_CACHE`, else the system's folder for caches; never beside the user's pictures."""
-    return Path(os.environ.get("DELTAW_CACHE") or platformdirs.user_cache_dir("deltaw"))
 
 
 def key(*parts: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltaw import tensorfile
+from deltaw import digests, tensorfile
 from deltaw.errors import DeltawError, InputError, refuse_all
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -65,13 +65,12 @@ class BaseFolder:
     def digest(self, part: str) -> str:
         """SHA-256 over a part's weight files and config: what a cache of its results depends on.
 
-        Read once per opened folder, since a base holds gigabytes and every snapshot states it.
+        Weights are read once and the digest is remembered (`deltaw.digests`), since a base holds gigabytes.
         """
         if part not in self._digests:
             total = hashlib.sha256(json.dumps(self.configs[part], sort_keys=True).encode())
             for file in self.weights(part):
-                with file.open("rb") as handle:
-                    total.update(hashlib.file_digest(handle, "sha256").digest())
+                total.update(bytes.fromhex(digests.of_file(file)))
             self._digests[part] = total.hexdigest()
         return self._digests[part]
 
