@@ -1,6 +1,6 @@
 """The loss of LoRA files on pictures that nobody trained on, beside the base's.
 
-The questions are those of `deltaw.training.evaluate`: fixed noise, eight fixed times a picture, the
+The questions are those of `deltaw.judge.questions`: fixed noise, eight fixed times a picture, the
 unweighted objective, so that every file answers the same ones and differences are paired.
 """
 
@@ -13,28 +13,29 @@ from pathlib import Path
 import torch
 
 from deltaw import formats, inject
-from deltaw.data import buckets, folder
+from deltaw.data import buckets, feed, folder
 from deltaw.data.cache import Cache
 from deltaw.delta import Delta
 from deltaw.events import silent
 from deltaw.families import sd
-from deltaw.training import evaluate, feed
+from deltaw.judge import questions as asking
+from deltaw.judge import scores
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
 
 
-def questions(base: sd.StableDiffusion, pictures: Path, seed: int = 12345) -> evaluate.Probe:
+def questions(base: sd.StableDiffusion, pictures: Path, seed: int = 12345) -> asking.Questions:
     """The fixed questions about a folder of captioned pictures."""
     dataset = folder.scan(pictures)
     sizes = [buckets.bucket(p.size_px, base.resolution_px, base.bucket_step_px) for p in dataset.pictures]
     captions = [p.caption for p in dataset.pictures]
     with tempfile.TemporaryDirectory() as cache:
         data = feed.fill(base, dataset.pictures, sizes, captions, CPU, Cache(cache), silent)
-    return evaluate.probe(data.latents, [data.texts[c] for c in captions], base.objective, base.schedule, seed)
+    return asking.about(data.latents, [data.texts[c] for c in captions], base.objective, base.schedule, seed)
 
 
-def compare(base: sd.StableDiffusion, pictures: Path, files: Sequence[Path]) -> list[evaluate.Score]:
+def compare(base: sd.StableDiffusion, pictures: Path, files: Sequence[Path]) -> list[scores.Score]:
     """Each file's score against the base, computed in float32."""
     probe = questions(base, pictures)
     unet = base.denoiser(CPU, torch.float32)
@@ -45,4 +46,7 @@ def compare(base: sd.StableDiffusion, pictures: Path, files: Sequence[Path]) -> 
             return probe.losses(lambda x, times, text: base.denoise(unet, x, times, text))
 
     without = losses([])
-    return [evaluate.score(i, losses([(formats.load(f, shapes=shapes)[0], 1.0)]), without) for i, f in enumerate(files)]
+    plain = torch.ones_like(without)
+    return [
+        scores.score(i, losses([(formats.load(f, shapes=shapes)[0], 1.0)]), without, plain) for i, f in enumerate(files)
+    ]

@@ -35,7 +35,7 @@ def main() -> None:
             scores = compare(base, HERE / "held_out" / style, [file for _, _, _, file in rows])
             for (name, whole_s, train_s, _), score in zip(rows, scores, strict=True):
                 print(f"{style:12} {name:12} whole {whole_s:6.1f} s  training {train_s:6.1f} s  held-out loss "
-                      f"{100 * score.change:+.2f} % ({100 * score.low:+.2f} to {100 * score.high:+.2f}), "
+                      f"{100 * score.change.mean:+.2f} % ({100 * score.change.low:+.2f} to {100 * score.change.high:+.2f}), "
                       f"{score.n_better} of {score.n} better")  # fmt: skip
 
 

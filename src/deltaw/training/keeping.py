@@ -14,8 +14,8 @@ from deltaw import families, formats, inject
 from deltaw._version import VERSION
 from deltaw.delta import Delta, Update
 from deltaw.events import Note, Phase, Saved
+from deltaw.judge.questions import Questions
 from deltaw.training import loop, metadata, state, verify
-from deltaw.training.evaluate import Probe
 from deltaw.training.loop import Run, Work
 from deltaw.training.session import Session
 
@@ -64,7 +64,7 @@ def restore(session: Session, work: Work, run: Run) -> dict[int, Tensor]:
     return {int(k.removeprefix("probe/")): v for k, v in saved.history.items() if k.startswith("probe/")}
 
 
-def finish(session: Session, work: Work, questions: Probe) -> verify.Proof:
+def finish(session: Session, work: Work, questions: Questions) -> verify.Proof:
     """Writes the LoRA and proves it.
 
     Raises:
@@ -72,14 +72,14 @@ def finish(session: Session, work: Work, questions: Probe) -> verify.Proof:
     """
     session.tell(Phase("write and prove"))
     _write(session, session.folder.result, _rounded(session, work), "LoRA")
-    x, times, text, _, _ = questions.groups[0]
+    asked = questions.groups[0]
     few = slice(0, verify.N_QUESTIONS)
     # in float32, or the rounding of bfloat16 layers would drown what the file's precision costs
     exact = replace(work, unet=work.unet.float(), dtype=torch.float32)
 
     @torch.no_grad()
     def predict() -> Tensor:
-        return loop.predict(exact, x[few], times[few], text[few]).cpu()
+        return loop.predict(exact, asked.x[few], asked.times[few], asked.text[few]).cpu()
 
     trained = inject.take(work.wrapped, session.base.family, "unet")
     proof = verify.prove(session.folder.result, trained, work.wrapped, "unet", predict, session.shapes)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw import device as devices
+from deltaw.data.feed import Feed
 from deltaw.diffusion.objective import mix
 from deltaw.diffusion.schedule import stratified
 from deltaw.errors import DeltawError
@@ -18,7 +19,6 @@ from deltaw.events import Step, Tell, Warn
 from deltaw.families.sd import StableDiffusion
 from deltaw.inject import Wrapped
 from deltaw.training import optim
-from deltaw.training.feed import Feed
 from deltaw.training.plan import Plan
 
 MAX_BAD_IN_A_ROW = 5

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from deltaw import tensorfile
 from deltaw.data.folder import Dataset
-from deltaw.training.evaluate import Score
+from deltaw.judge.scores import Score
 from deltaw.training.plan import Plan
 from deltaw.training.verify import Proof
 
@@ -57,7 +57,9 @@ class Report:
     def verdict(self) -> str:
         """One sentence of what was reached and what to do."""
         last, best = self.scores[-1], next(s for s in self.scores if s.step == self.recommended_step)
-        gain = f"{'held-out ' if last.n else ''}loss {100 * best.change:+.1f} % against the base at step {best.step}"
+        gain = (
+            f"{'held-out ' if last.n else ''}loss {100 * best.change.mean:+.1f} % against the base at step {best.step}"
+        )
         if self.recommended_step == last.step:
             return f"Use {self.file.name}: {gain}; {self.reason}."
         return f"The snapshot of step {self.recommended_step} is recommended: {gain}; {self.reason}."
@@ -163,9 +165,12 @@ def curves(report: Report) -> bytes:
 
 def _plot_scores(axes: Axes, report: Report) -> None:
     at = [0, *(s.step for s in report.scores)]
-    middle = [0.0, *(100 * s.change for s in report.scores)]
+    middle = [0.0, *(100 * s.change.mean for s in report.scores)]
     if all(s.n > 1 for s in report.scores):
-        low, high = [0.0, *(100 * s.low for s in report.scores)], [0.0, *(100 * s.high for s in report.scores)]
+        low, high = (
+            [0.0, *(100 * s.change.low for s in report.scores)],
+            [0.0, *(100 * s.change.high for s in report.scores)],
+        )
         axes.fill_between(at, low, high, color="#6a9955", alpha=0.2, linewidth=0)
     axes.plot(at, middle, color="#4f7a3d", marker="o", markersize=4)
     axes.axhline(0, color="#c9c9c4", linewidth=0.8)

@@ -8,6 +8,7 @@ from typing import Any
 
 from deltaw import device as devices
 from deltaw import families, inject, options, zoo
+from deltaw.data import feed
 from deltaw.data import folder as pictures_folder
 from deltaw.data.cache import Cache, default_root
 from deltaw.data.folder import Dataset
@@ -15,7 +16,7 @@ from deltaw.errors import InputError, Interrupted
 from deltaw.events import Note, Phase, Saved, Table, Tell, Warn, silent
 from deltaw.families import sd
 from deltaw.options import Given
-from deltaw.training import drawing, feed, keeping, loop, optim, plan, report, verify
+from deltaw.training import drawing, keeping, loop, optim, plan, report, verify
 from deltaw.training.folder import Diary, RunFolder, locked, prepare, write_config
 from deltaw.training.judging import Judge
 from deltaw.training.plan import Plan

@@ -1,0 +1,1 @@
+"""A loss that means something: fixed questions, paired scores, the choice of a snapshot, copies and drift."""
