@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -154,14 +156,14 @@ def write(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mappi
 
 def stream(
     path: str | Path, described: Mapping[str, tuple[str, tuple[int, ...]]],
-    get: Callable[[str], torch.Tensor | Region], metadata: Mapping[str, str] | None = None,
+    get: Callable[[str], torch.Tensor | Iterator[torch.Tensor] | Region], metadata: Mapping[str, str] | None = None,
 ) -> int:  # fmt: skip
     """Writes a safetensors file tensor by tensor, atomically and verified; returns its size in bytes.
 
     Args:
         path: the final name.
         described: tensor name to its safetensors dtype and shape. Wide dtypes are laid first, so that all are aligned.
-        get: makes a tensor, or says where its bytes lie; asked once a name, in the file's order.
+        get: makes a tensor or blocks of its rows, or says where its bytes lie; asked once a name, in the file's order.
         metadata: strings for the header.
 
     Raises:
@@ -170,7 +172,7 @@ def stream(
     names = order(described)
     head = _head(names, described, metadata or {})
     with replacing(path) as temporary:
-        with temporary.open("wb", buffering=0) as file:
+        with temporary.open("wb", buffering=0) as file, _syncing(file):
             _write_all(file, memoryview(head))
             for name in names:
                 _put(file, name, described[name], get(name), path)
@@ -211,19 +213,55 @@ def _head(names: list[str], described: Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def _put(
-    file: IO[bytes], name: str, described: tuple[str, tuple[int, ...]], made: torch.Tensor | Region, path: str | Path
-) -> None:
+    file: IO[bytes], name: str, described: tuple[str, tuple[int, ...]],
+    made: torch.Tensor | Iterator[torch.Tensor] | Region, path: str | Path,
+) -> None:  # fmt: skip
     dtype, shape = described
     if isinstance(made, Region):
         if made.n_bytes != DTYPE_BYTES[dtype] * prod(shape):
             raise DeltawError(f"{name} has {made.n_bytes} bytes, not those of {dtype} {shape}", where=path)
         made.copy_to(file)
-        return
-    if (dtype_name(made.dtype), tuple(made.shape)) != described:
-        raise DeltawError(f"{name} is {made.dtype} {tuple(made.shape)}, not {dtype} {shape}", where=path)
+    elif isinstance(made, Iterator):
+        n_rows = 0
+        for block in made:
+            n_rows += block.shape[0]
+            _put_tensor(file, name, (dtype, (block.shape[0], *shape[1:])), block, path)
+        if n_rows != shape[0]:
+            raise DeltawError(f"{name} has {n_rows} rows, not {shape[0]}", where=path)
+    else:
+        _put_tensor(file, name, described, made, path)
+
+
+def _put_tensor(
+    file: IO[bytes], name: str, described: tuple[str, tuple[int, ...]], made: torch.Tensor, path: str | Path
+) -> None:
     import torch
 
+    if (dtype_name(made.dtype), tuple(made.shape)) != described:
+        raise DeltawError(f"{name} is {made.dtype} {tuple(made.shape)}, not {described[0]} {described[1]}", where=path)
     _write_all(file, made.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+@contextlib.contextmanager
+def _syncing(file: IO[bytes]) -> Iterator[None]:
+    """Brings what is written to the disk while more is being made, so that the last sync has little left to do.
+
+    Raises:
+        OSError: the disk refused something; the system tells that once a descriptor, so it must not be lost here.
+    """
+    written = threading.Event()
+
+    def keep_syncing() -> None:
+        while not written.wait(0.05):
+            os.fsync(file.fileno())
+
+    with ThreadPoolExecutor(1) as pool:
+        syncing = pool.submit(keep_syncing)
+        try:
+            yield
+        finally:
+            written.set()
+        syncing.result()
 
 
 def _write_all(file: IO[bytes], content: memoryview) -> None:

@@ -77,6 +77,20 @@ def test_half_precision_weights_are_rounded_once_and_the_loss_is_said(lora: Path
     assert report.norm == pytest.approx(0.05 * sum(float(c.square().sum()) for c in change.values()) ** 0.5, rel=1e-5)
 
 
+def test_blocks_of_rows_make_the_same_file(lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bake([(lora, 0.5)], EMOJI, tmp_path / "whole")
+    monkeypatch.setattr("deltaw.verbs.bake.BLOCK", 5000)
+    bake([(lora, 0.5)], EMOJI, tmp_path / "blocks")
+    whole, blocks = weights(tmp_path / "whole"), weights(tmp_path / "blocks")
+    changed = [path for path, weight in weights(EMOJI).items() if not weight.equal(whole[path])]
+    assert max(whole[path].numel() for path in changed) > 3 * 5000
+    for path, weight in whole.items():
+        assert torch.allclose(weight.float(), blocks[path].float(), rtol=2e-3, atol=1e-6), path
+        assert (weight != blocks[path]).float().mean() < 1e-3, (
+            path
+        )  # sums in another order round otherwise now and then
+
+
 def single_file(family: str, variant: str, path: Path, prefix: str) -> dict[str, torch.Tensor]:
     """A single-file checkpoint of random weights, narrow where the true ones are wide, under original names."""
     listed = listing.modules(variant)

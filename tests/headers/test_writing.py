@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,32 @@ def test_a_tensor_that_is_not_as_described_is_refused_and_nothing_is_left(tmp_pa
     with pytest.raises(DeltawError, match="not F16"):
         tensorfile.stream(tmp_path / "x", {"a": ("F16", (2,))}, lambda _: torch.zeros(3).half())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_may_come_in_blocks_of_rows_and_must_come_whole(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).reshape(6, 2)
+    described = {"a": ("F32", (6, 2))}
+    tensorfile.stream(tmp_path / "blocks.safetensors", described, lambda name: iter(whole.split(4)))
+    tensorfile.write(tmp_path / "whole.safetensors", {"a": whole})
+    assert (tmp_path / "blocks.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    for blocks in (whole[:5].split(4), [whole.half()], [whole.reshape(12, 1)]):
+        with pytest.raises(DeltawError, match="a "):
+            tensorfile.stream(tmp_path / "bad.safetensors", described, lambda name, blocks=blocks: iter(blocks))
+    assert not (tmp_path / "bad.safetensors").exists()
+
+
+def test_a_disk_that_refuses_while_more_is_written_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def slow(name: str) -> torch.Tensor:
+        monkeypatch.setattr(tensorfile.os, "fsync", full)
+        time.sleep(0.2)
+        monkeypatch.undo()
+        return torch.zeros(2)
+
+    with pytest.raises(DeltawError, match="No space left"):
+        tensorfile.stream(tmp_path / "a.safetensors", {"a": ("F32", (2,))}, slow)
+    assert not list(tmp_path.iterdir())
