@@ -37,12 +37,18 @@ def test_an_optimizer_goes_on_bit_for_bit(tmp_path: Path, name: str) -> None:
 
 
 def test_differences_are_all_named() -> None:
-    state.require_same({"lr": "1"}, {"lr": "1"})
-    with pytest.raises(UsageError) as caught:
-        state.require_same({"lr": "1", "rank": "2", "seed": "0"}, {"lr": "3", "rank": "4", "seed": "0"})
-    assert "lr: was 1, is 3" in str(caught.value)
-    assert "rank: was 2, is 4" in str(caught.value)
-    assert "seed" not in str(caught.value)
+    assert not state.differences({"lr": "1"}, {"lr": "1"})
+    found = state.differences({"lr": "1", "rank": "2", "seed": "0"}, {"lr": "3", "seed": "0", "new": "x"})
+    assert found == ["lr: was 1, is 3", "new: was absent, is x", "rank: was 2, is absent"]
+
+
+def test_an_adapter_of_another_shape_is_not_taken(tmp_path: Path) -> None:
+    """Copying would broadcast rank 1 into any rank."""
+    parameter = nn.Parameter(torch.zeros(4, 3))
+    saved = state.State(1, {"x": torch.ones(1, 3)}, {}, {}, {})
+    with pytest.raises(UsageError, match=r"x was \[1, 3\], is \[4, 3\]"):
+        state.restore(saved, {"x": parameter}, torch.optim.AdamW([parameter]))
+    assert not parameter.any()
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import tomli_w
 
 from deltaw import tensorfile
 from deltaw.errors import InputError, UsageError
-from deltaw.events import Event, Saved, as_json
+from deltaw.events import Event, Tell, Warn, as_json
 from deltaw.training.plan import Value
 
 
@@ -39,6 +39,11 @@ class RunFolder:
     def state(self) -> Path:
         """What `--resume` continues from."""
         return self.path / "state" / "state.safetensors"
+
+    @property
+    def pictures(self) -> Path:
+        """What each picture was, so that a resumed run can name those that changed."""
+        return self.state.with_name("pictures.json")
 
     @property
     def config(self) -> Path:
@@ -68,6 +73,8 @@ class RunFolder:
 def prepare(path: Path, pictures: Path, resume: bool) -> RunFolder:
     """Makes the folder, or finds the one to resume; the run is named as the folder of pictures.
 
+    A folder that holds no more than a run that ended before its first save may be used again.
+
     Raises:
         UsageError: it is the pictures' own folder, or holds something already and nothing is to be resumed.
         InputError: it cannot be made.
@@ -76,13 +83,17 @@ def prepare(path: Path, pictures: Path, resume: bool) -> RunFolder:
     if path.resolve() == pictures.resolve():
         raise UsageError("the result folder is the folder of pictures", where=path, expected="another --out",
                          advice="the contact sheet would be trained on the next time")  # fmt: skip
-    if path.is_dir() and any(path.iterdir()) and not resume:
+    if path.is_dir() and not resume and not _only_begun(folder):
         raise UsageError("the result folder is not empty", where=path, expected="a new or empty --out",
                          advice="give another --out, or --resume to continue the run that is there")  # fmt: skip
     if resume and not folder.state.is_file():
-        raise InputError("there is no run to resume", where=path, advice="leave --resume out, or give the run's --out")
+        begun = path.is_dir() and any(path.iterdir()) and _only_begun(folder)
+        what = (
+            "the run ended before its first save; there is nothing to resume" if begun else "there is no run to resume"
+        )
+        raise InputError(what, where=path, advice="leave --resume out, or give the run's --out")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        folder.state.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"the result folder cannot be made ({error.strerror})", where=path, advice="give another --out"
@@ -90,21 +101,35 @@ def prepare(path: Path, pictures: Path, resume: bool) -> RunFolder:
     return folder
 
 
+def _only_begun(folder: RunFolder) -> bool:
+    """Whether nothing is there but what a run writes before its first save."""
+    begun = {folder.config.name, folder.events.name, folder.state.parent.name}
+    return {entry.name for entry in folder.path.iterdir()} <= begun and not folder.state.exists()
+
+
 @contextlib.contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
     """Keeps every other process out of the folder; the system frees the lock of a process that died.
 
+    What a killed process was writing lies there under temporary names and is removed.
+
     Raises:
         UsageError: another process is at work in it.
+        InputError: the folder cannot be written to.
     """
-    folder.state.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder.state.with_name("lock"), timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout as error:
         raise UsageError("another process is training into this folder", where=folder.path, expected="one run a folder",
                          advice="wait for it, stop it, or give another --out") from error  # fmt: skip
+    except OSError as error:
+        raise InputError(f"the result folder cannot be written to ({error.strerror})", where=folder.path,
+                         expected="permission to write", advice="give another --out") from error  # fmt: skip
     try:
+        for part in (folder.path, folder.state.parent, folder.snapshot(0).parent):
+            for torn in part.glob(".*.part"):
+                torn.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
@@ -126,15 +151,48 @@ def write_config(path: Path, values: Mapping[str, Value], base: str) -> None:
 
 
 class Diary:
-    """A listener that writes every event to a file and passes it on."""
+    """A listener that writes every event to a file and passes it on.
 
-    def __init__(self, file: IO[str], tell: object):
-        self._file = file
+    A log that cannot be written is said once and costs nothing else: what a run is for are its files.
+
+    Args:
+        path: the file; a resumed run goes on in it.
+        tell: the listener behind it.
+    """
+
+    def __init__(self, path: Path, tell: Tell):
+        self._path = path
         self._tell = tell
+        self._file: IO[str] | None = None
+        try:
+            torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+            if torn:  # by a kill in the middle of a line
+                self._file.write("\n")
+        except OSError as error:
+            self._give_up(error)
 
     def __call__(self, event: Event) -> None:
         """Writes the event as one JSON line, then tells the listener."""
-        self._file.write(json.dumps(as_json(event), default=str) + "\n")
-        if isinstance(event, Saved):
-            self._file.flush()
-        self._tell(event)  # type: ignore[operator]
+        if self._file is not None:
+            try:
+                self._file.write(json.dumps(as_json(event), default=str) + "\n")
+            except OSError as error:
+                self._give_up(error)
+        self._tell(event)
+
+    def __enter__(self) -> Diary:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._close()
+
+    def _give_up(self, error: OSError) -> None:
+        self._close()
+        self._tell(Warn(f"{self._path} cannot be written ({error.strerror}); the run goes on without its log"))
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # what could not be written was said before
+                file.close()

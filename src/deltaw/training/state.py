@@ -69,19 +69,10 @@ def load(path: Path) -> State:
     return State(about["step"], **parts, fingerprint=about["fingerprint"], notes=about["notes"])
 
 
-def require_same(saved: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuses to continue another run than the one that was saved.
-
-    Raises:
-        UsageError: naming every difference.
-    """
+def differences(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What another run was saved with, one entry a difference, in words."""
     changed = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
-    if changed:
-        listed = "; ".join(f"{k}: was {_short(saved.get(k))}, is {_short(now.get(k))}" for k in changed)
-        raise UsageError(
-            f"the run in --out was another one ({listed})", where="--resume", expected="the same settings and pictures",
-            advice="undo the change, or start anew with another --out",
-        )  # fmt: skip
+    return [f"{k}: was {_short(saved.get(k))}, is {_short(now.get(k))}" for k in changed]
 
 
 def _short(value: str | None) -> str:
@@ -95,7 +86,20 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore(saved: State, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Puts adapter and optimizer tensors back, bit for bit."""
+    """Puts adapter and optimizer tensors back, bit for bit.
+
+    Raises:
+        UsageError: they are of other modules or another rank; nothing was changed then.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in saved.adapter.items()}
+    wanted = {name: list(p.shape) for name, p in parameters.items()}
+    if shapes != wanted:
+        unlike = next(name for name in (*shapes, *wanted) if shapes.get(name) != wanted.get(name))
+        raise UsageError(
+            f"the saved adapter does not fit this run: {unlike} was {shapes.get(unlike, 'absent')}, is "
+            f"{wanted.get(unlike, 'absent')}", where="--resume", expected="the same base, rank and targets",
+            advice="undo the change, or start anew with another --out",
+        )  # fmt: skip
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved.adapter[name])
