@@ -6,7 +6,7 @@ library is imported inside the functions that compute, so that reading a file's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from deltaw.adapters import dora, full, glora, ia3, loha, lokr, lora, oft
@@ -35,6 +35,21 @@ class Algorithm(Protocol):
         """Those it may have on top, besides `alpha`, `magnitude` (DoRA) and `bias`, which go with any."""
         ...
 
+    @property
+    def SUFFIXES(self) -> Mapping[str, str]:
+        """Key suffix in LyCORIS' dialects to canonical tensor; none where they do not know the algorithm."""
+        ...
+
+    @property
+    def RANKED(self) -> tuple[str, ...]:
+        """The tensors whose first axis is the rank, by which alpha is divided."""
+        ...
+
+    @property
+    def NEEDS_BASE(self) -> bool:
+        """Whether ΔW depends on W."""
+        ...
+
     @staticmethod
     def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
         """Why tensors of these shapes cannot change a weight of `shape`, or "" if they can."""
@@ -50,6 +65,26 @@ class Algorithm(Protocol):
         """The dense ΔW of `shape`, float32 (float64 if the tensors are). `base` is W where ΔW depends on it."""
         ...
 
+    @staticmethod
+    def factors(tensors: Tensors, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """ΔW as exact `up (out, k)` and `down (k, in·kh·kw)`, or None where it has none thinner than itself."""
+        ...
+
+    @staticmethod
+    def cannot_split(shapes: Mapping[str, tuple[int, ...]], n_rows: Sequence[int]) -> str:
+        """Why a change of stacked modules of `n_rows` rows cannot be told apart into theirs, or ""."""
+        ...
+
+    @staticmethod
+    def split_rows(tensors: Tensors, n_rows: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        """The changes of the stacked modules, exact. Raises ValueError where that cannot be."""
+        ...
+
+    @staticmethod
+    def join_rows(parts: Sequence[Tensors | None], n_rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """One change of the stacked weight; None is a module without one. Raises ValueError where that cannot be."""
+        ...
+
 
 ALL: tuple[Algorithm, ...] = (lora, loha, lokr, ia3, oft, glora, full)
 """Every algorithm, in the order in which files are matched."""
@@ -58,13 +93,14 @@ COMMON = ("alpha", "magnitude", "bias")
 """Tensors that go with any algorithm: the scale's numerator, DoRA's norms, the change of the bias."""
 
 
-NEED_BASE = ("ia3", "oft", "glora")
-"""Algorithms whose ΔW depends on W; DoRA norms make any other do so too."""
-
-
 def needs_base(algorithm: str, tensors: Mapping[str, object]) -> bool:
     """Whether the ΔW of such an update can only be computed with the base's weight."""
-    return algorithm in NEED_BASE or "magnitude" in tensors
+    return named(algorithm).NEEDS_BASE or "magnitude" in tensors
+
+
+def rank(algorithm: str, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The rank of an update with tensors of these shapes; None where the algorithm has none."""
+    return next((shapes[name][0] for name in named(algorithm).RANKED if name in shapes), None)
 
 
 def fits(algorithm: str, shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
@@ -76,11 +112,7 @@ def fits(algorithm: str, shapes: Mapping[str, tuple[int, ...]], shape: tuple[int
 
 def factors(algorithm: str, tensors: Tensors, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
     """ΔW as exact `up (out, k)` and `down (k, in·kh·kw)`, or None where it has none that are thinner than itself."""
-    if "magnitude" in tensors:
-        return None
-    if algorithm == "lora":
-        return lora.factors(tensors)
-    return loha.factors(tensors, shape) if algorithm == "loha" else None
+    return None if "magnitude" in tensors else named(algorithm).factors(tensors, shape)
 
 
 def dense(algorithm: str, tensors: Tensors, shape: tuple[int, ...], base: torch.Tensor | None = None) -> torch.Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from deltaw.adapters import rows
 from deltaw.adapters.scaling import computing
 
 if TYPE_CHECKING:
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 NAME = "full"
 TENSORS = ()
 OPTIONAL = ("diff",)
+SUFFIXES = {"diff": "diff", "w_norm": "diff"}
+RANKED = ()
+NEEDS_BASE = False
+cannot_split = rows.always
 
 
 def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
@@ -40,3 +45,21 @@ def delta(
     if "diff" not in tensors:
         return torch.zeros(shape)
     return tensors["diff"].to(computing(tensors["diff"])).reshape(shape)
+
+
+def factors(tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> None:
+    """None: there are none that are thinner."""
+
+
+def split_rows(tensors: rows.Tensors, n_rows: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+    """The changes of stacked modules: rows."""
+    return rows.split(tensors, n_rows, {"diff": 0})
+
+
+def join_rows(parts: Sequence[rows.Tensors | None], n_rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    """One change of the stacked weight.
+
+    Raises:
+        ValueError: the modules are not alike.
+    """
+    return rows.join(parts, n_rows, {"diff": 0})

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from deltaw.adapters import rows
 from deltaw.adapters.scaling import by_rank, computing
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 NAME = "glora"
 TENSORS = ("a1", "a2", "b1", "b2")
 OPTIONAL = ()
+SUFFIXES = {f"{name}.weight": name for name in TENSORS}
+RANKED = ("a2",)
+NEEDS_BASE = True
+cannot_split = rows.always
 
 
 def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
@@ -60,3 +65,21 @@ def delta(
     a1, a2, b1, b2 = (tensors[name].to(dtype).flatten(1) for name in TENSORS)
     through = torch.einsum("oi...,ij->oj...", base.to(dtype).reshape(shape), a1 @ a2)
     return by_rank(tensors, a2.shape[0]) * (through + (b1 @ b2).reshape(shape))
+
+
+def factors(tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> None:
+    """None: it depends on W."""
+
+
+def split_rows(tensors: rows.Tensors, n_rows: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+    """The changes of stacked modules: rows of `b1`; what goes through W has W's own rows."""
+    return rows.split(tensors, n_rows, {"b1": 0})
+
+
+def join_rows(parts: Sequence[rows.Tensors | None], n_rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    """One change of the stacked weight.
+
+    Raises:
+        ValueError: the modules do not share the other factors, or one has no change.
+    """
+    return rows.join(parts, n_rows, {"b1": 0}, absent=None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from deltaw.adapters import rows
 from deltaw.adapters.scaling import computing
 
 if TYPE_CHECKING:
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 NAME = "ia3"
 TENSORS = ("weight", "on_input")
 OPTIONAL = ()
+SUFFIXES = {"weight": "weight", "on_input": "on_input"}
+RANKED = ()
+NEEDS_BASE = True
+cannot_split = rows.always
 
 
 def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
@@ -43,3 +48,29 @@ def delta(
     factors = tensors["weight"].to(computing(base)).flatten()
     axis = 1 if int(tensors["on_input"]) else 0
     return base.to(factors.dtype).reshape(shape) * factors.reshape(*(-1 if i == axis else 1 for i in range(len(shape))))
+
+
+def factors(tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> None:
+    """None: it depends on W."""
+
+
+def split_rows(tensors: rows.Tensors, n_rows: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+    """The changes of stacked modules: factors on the output are theirs, those on the input are everyone's."""
+    return rows.split(tensors, n_rows, _axes(tensors))
+
+
+def join_rows(parts: Sequence[rows.Tensors | None], n_rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    """One change of the stacked weight.
+
+    Raises:
+        ValueError: factors on the input differ or are not everyone's, or the modules are not alike.
+    """
+    axes = _axes(next(part for part in parts if part is not None))
+    return rows.join(parts, n_rows, axes, absent=0.0 if axes else None)
+
+
+def _axes(tensors: rows.Tensors) -> dict[str, int]:
+    if int(tensors["on_input"]):
+        return {}
+    shape = tensors["weight"].shape
+    return {"weight": next((axis for axis, n in enumerate(shape) if n > 1), 0)}

@@ -6,9 +6,10 @@ Its Tucker form for k×k convolutions has `t1, t2 (r, r, kh, kw)`, `w*_a (r, out
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from deltaw.adapters import rows
 from deltaw.adapters.scaling import by_rank, computing
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 NAME = "loha"
 TENSORS = ("w1_a", "w1_b", "w2_a", "w2_b")
 OPTIONAL = ("t1", "t2")
+SUFFIXES = {f"hada_{name}": name for name in (*TENSORS, *OPTIONAL)}
+RANKED = ("w1_b",)
+NEEDS_BASE = False
+cannot_split = rows.always
 
 
 def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
@@ -74,6 +79,25 @@ def factors(tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> tupl
     b, d = tensors["w1_b"].to(dtype).flatten(1), tensors["w2_b"].to(dtype).flatten(1)
     up = torch.einsum("or,os->ors", a, c).flatten(1) * by_rank(tensors, tensors["w1_b"].shape[0])
     return up, torch.einsum("ri,si->rsi", b, d).flatten(0, 1)
+
+
+def split_rows(tensors: rows.Tensors, n_rows: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+    """The changes of stacked modules: rows of `w1_a` and `w2_a` (columns in Tucker form), the rest for all."""
+    return rows.split(tensors, n_rows, _axes(tensors))
+
+
+def join_rows(parts: Sequence[rows.Tensors | None], n_rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    """One change of the stacked weight, of the same rank.
+
+    Raises:
+        ValueError: the modules do not share `w1_b` and `w2_b`, or are not alike.
+    """
+    return rows.join(parts, n_rows, _axes(next(part for part in parts if part is not None)))
+
+
+def _axes(tensors: rows.Tensors) -> dict[str, int]:
+    axis = 1 if "t1" in tensors else 0
+    return {"w1_a": axis, "w2_a": axis}
 
 
 def _half(tensors: Mapping[str, torch.Tensor], number: str) -> torch.Tensor:

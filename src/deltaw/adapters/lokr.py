@@ -1,14 +1,18 @@
 """LoKr: ΔW = (alpha / r) · w1 ⊗ w2, each half whole or low-rank (Yeh et al. 2023, arXiv 2309.14859, section 3.2).
 
 With both halves whole there is no rank and the scale is 1, whatever alpha says (LyCORIS `lokr.py`).
+
+A module of stacked ones whose rows begin or end within a block of the product is a window on it: `rows (2,)`, the
+product's first row that is meant and the one after the last. No file has that key; it comes of splitting.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from deltaw.adapters import rows
 from deltaw.adapters.scaling import by_rank, computing
 
 if TYPE_CHECKING:
@@ -16,7 +20,12 @@ if TYPE_CHECKING:
 
 NAME = "lokr"
 TENSORS = ()
-OPTIONAL = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t1", "t2")
+_IN_FILES = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t1", "t2")
+OPTIONAL = (*_IN_FILES, "rows")
+SUFFIXES = {f"lokr_{name}": name for name in _IN_FILES}
+RANKED = ("w1_b", "w2_b")
+NEEDS_BASE = False
+cannot_split = rows.always
 
 
 def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
@@ -28,7 +37,8 @@ def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
         return first if isinstance(first, str) else str(second)
     # LyCORIS keeps the second half of a convolution flat, (c, d·kh·kw), or as (c, d, kh, kw): the product is the same
     made = (first[0] * second[0], math.prod(first[1:]) * math.prod(second[1:]))
-    if made != (shape[0], math.prod(shape[1:])):
+    n_rows = shape[0] if "rows" in shapes else made[0]  # which rows a window shows is in its numbers
+    if (n_rows, made[1]) != (shape[0], math.prod(shape[1:])) or made[0] < shape[0]:
         return f"the product is {list(made)}, the base's weight {list(shape)}"
     return ""
 
@@ -74,7 +84,64 @@ def delta(
     first, second = _half(tensors, "1"), _half(tensors, "2")
     n_dims = max(first.ndim, second.ndim)
     first, second = (half.reshape(*half.shape, *(1,) * (n_dims - half.ndim)) for half in (first, second))
-    return _scale(tensors) * torch.kron(first.contiguous(), second.contiguous()).reshape(shape)
+    product = torch.kron(first.contiguous(), second.contiguous()).flatten(1)
+    if "rows" in tensors:
+        begin, end = (int(row) for row in tensors["rows"])
+        product = product[begin:end]
+    return _scale(tensors) * product.reshape(shape)
+
+
+def factors(tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> None:
+    """None: a Kronecker product of full halves has no thin factors."""
+
+
+def split_rows(tensors: rows.Tensors, n_rows: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+    """The changes of stacked modules: rows of the first half where they are whole blocks, else windows."""
+    import torch
+
+    name, axis, height = _first_rows(tensors)
+    if all(n % height == 0 for n in n_rows):
+        parts = rows.split(
+            {k: t for k, t in tensors.items() if k not in rows.COMMON}, [n // height for n in n_rows], {name: axis}
+        )
+    else:
+        ends = [sum(n_rows[: i + 1]) for i in range(len(n_rows))]
+        parts = [{**tensors, "rows": torch.tensor([end - n, end])} for n, end in zip(n_rows, ends, strict=True)]
+    common = rows.split({k: t for k, t in tensors.items() if k in rows.COMMON}, n_rows, {})
+    return [{**part, **own} for part, own in zip(parts, common, strict=True)]
+
+
+def join_rows(parts: Sequence[rows.Tensors | None], n_rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    """One change of the stacked weight.
+
+    Raises:
+        ValueError: the modules do not share the second half, their windows do not follow one another, or they are not alike.
+    """
+    first = next(part for part in parts if part is not None)
+    own = [None if part is None else {k: t for k, t in part.items() if k in rows.COMMON} for part in parts]
+    common = rows.join(own, n_rows, {})
+    halves = [
+        None if part is None else {k: t for k, t in part.items() if k not in (*rows.COMMON, "rows")} for part in parts
+    ]
+    if "rows" in first:
+        windows = [(0, 0) if part is None else tuple(int(row) for row in part["rows"]) for part in parts]
+        ends = [sum(n_rows[: i + 1]) for i in range(len(n_rows))]
+        if windows != [(end - n, end) for n, end in zip(n_rows, ends, strict=True)]:
+            raise ValueError("the modules' windows on the product do not follow one another")
+        return {**rows.join(halves, n_rows, {}), **common}
+    name, axis, height = _first_rows(first)
+    if any(n % height for n in n_rows):
+        raise ValueError(f"blocks of {height} rows do not fill a module without a change")
+    return {**rows.join(halves, [n // height for n in n_rows], {name: axis}), **common}
+
+
+def _first_rows(tensors: rows.Tensors) -> tuple[str, int, int]:
+    """The tensor that runs along the product's blocks of rows, its axis, and how many rows a block has."""
+    second = _half_shape({name: tuple(t.shape) for name, t in tensors.items()}, "2")
+    assert isinstance(second, tuple)  # what fits has two halves
+    if "w1" in tensors:
+        return "w1", 0, second[0]
+    return "w1_a", 1 if "t1" in tensors else 0, second[0]
 
 
 def _scale(tensors: Mapping[str, torch.Tensor]) -> float:

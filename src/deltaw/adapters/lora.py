@@ -8,9 +8,10 @@ Tucker form puts the k×k convolution between two 1×1 ones: `mid (r, r, kh, kw)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from deltaw.adapters import rows
 from deltaw.adapters.scaling import by_rank, computing
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 NAME = "lora"
 TENSORS = ("up", "down")
 OPTIONAL = ("mid",)
+SUFFIXES = {"lora_up.weight": "up", "lora_down.weight": "down", "lora_mid.weight": "mid"}
+RANKED = ("down",)
+NEEDS_BASE = False
+cannot_split = rows.always
 
 
 def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
@@ -58,7 +63,7 @@ def init(shape: tuple[int, ...], rank: int, alpha: float, generator: torch.Gener
     return {"up": torch.zeros(n_out, rank, *(1 for _ in kernel)), "down": down, "alpha": torch.tensor(float(alpha))}
 
 
-def factors(tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def factors(tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """ΔW as `scaled up (out, r)` and `down (r, in·kh·kw)` in at least float32; the scale is in `up`."""
     import torch
 
@@ -73,5 +78,19 @@ def delta(
     tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...], base: torch.Tensor | None = None
 ) -> torch.Tensor:
     """(alpha / r) · up · down as a tensor of `shape (out, in[, kh, kw])`, at least float32."""
-    up, down = factors(tensors)
+    up, down = factors(tensors, shape)
     return (up @ down).reshape(shape)
+
+
+def split_rows(tensors: rows.Tensors, n_rows: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+    """The changes of stacked modules: rows of `up`, one `down` for all."""
+    return rows.split(tensors, n_rows, {"up": 0})
+
+
+def join_rows(parts: Sequence[rows.Tensors | None], n_rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    """One change of the stacked weight, of the same rank.
+
+    Raises:
+        ValueError: the modules do not share a `down`, or are not alike.
+    """
+    return rows.join(parts, n_rows, {"up": 0})

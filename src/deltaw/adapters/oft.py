@@ -8,9 +8,10 @@ multiplies the rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from deltaw.adapters import rows
 from deltaw.adapters.scaling import computing
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 NAME = "oft"
 TENSORS = ("blocks",)
 OPTIONAL = ("rescale",)
+SUFFIXES = {"oft_blocks": "blocks", "rescale": "rescale"}
+RANKED = ()
+NEEDS_BASE = True
 
 
 def fits(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> str:
@@ -54,7 +58,7 @@ def delta(
     dtype = computing(tensors["blocks"])
     weight = base.to(dtype).reshape(shape)
     blocks = tensors["blocks"].to(dtype)
-    turns = _cayley(blocks, float(tensors["alpha"]) * shape[0] if "alpha" in tensors else 0.0)
+    turns = _cayley(blocks, _constraint(tensors, shape[0]))
     if blocks.ndim == 3:
         turned = torch.einsum("knm,kn...->km...", turns, weight.unflatten(0, blocks.shape[:2])).flatten(0, 1)
     else:
@@ -62,6 +66,63 @@ def delta(
     if "rescale" in tensors:
         turned = turned * tensors["rescale"].to(dtype).reshape(-1, *(1,) * (len(shape) - 1))
     return turned - weight
+
+
+def factors(tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> None:
+    """None: it depends on W."""
+
+
+def cannot_split(shapes: Mapping[str, tuple[int, ...]], n_rows: Sequence[int]) -> str:
+    """Why stacked modules of `n_rows` rows cannot be told apart, or ""."""
+    blocks = shapes["blocks"]
+    if len(blocks) == 4:
+        return "the butterfly of a BOFT turns the rows of stacked modules into each other"
+    if any(n % blocks[-1] for n in n_rows):
+        return f"blocks of {blocks[-1]} rows turn the rows of stacked modules of {list(n_rows)} rows into each other"
+    return ""
+
+
+def split_rows(tensors: rows.Tensors, n_rows: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+    """The changes of stacked modules: their blocks and factors of rows.
+
+    Raises:
+        ValueError: rows of several modules are turned into each other, or the constraint on all of them is at work.
+    """
+    if problem := cannot_split({name: tuple(t.shape) for name, t in tensors.items()}, n_rows):
+        raise ValueError(problem)
+    constraint = _constraint(tensors, sum(n_rows))
+    blocks = tensors["blocks"].float()
+    if constraint > 0:
+        if float((blocks - blocks.mT).norm()) + 1e-8 > constraint:
+            raise ValueError("the constraint on the stacked modules is one for all and is at work")
+        tensors = {name: t for name, t in tensors.items() if name != "alpha"}  # without effect on all, so on none
+    own = {name: t for name, t in tensors.items() if name != "blocks"}
+    turns = rows.split({"blocks": tensors["blocks"]}, [n // blocks.shape[-1] for n in n_rows], {"blocks": 0})
+    return [{**part, **turn} for part, turn in zip(rows.split(own, n_rows, {"rescale": 0}), turns, strict=True)]
+
+
+def join_rows(parts: Sequence[rows.Tensors | None], n_rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    """One change of the stacked weight.
+
+    Raises:
+        ValueError: the modules are constrained one by one, are butterflies, or are not alike.
+    """
+    present = [part for part in parts if part is not None]
+    size = present[0]["blocks"].shape[-1]
+    if any(
+        part["blocks"].ndim != 3 or part["blocks"].shape[-1] != size or _constraint(part, 1) > 0 for part in present
+    ):
+        raise ValueError("butterflies, blocks of several sizes and constraints of modules do not join")
+    if any(n % size for n in n_rows):
+        raise ValueError(f"blocks of {size} rows do not fill a module without a change")
+    own = [None if part is None else {name: t for name, t in part.items() if name != "blocks"} for part in parts]
+    blocks = [None if part is None else {"blocks": part["blocks"]} for part in parts]
+    turns = rows.join(blocks, [n // size for n in n_rows], {"blocks": 0})
+    return {**rows.join(own, n_rows, {"rescale": 0}, absent=1.0), **turns}
+
+
+def _constraint(tensors: rows.Tensors, n_rows: int) -> float:
+    return float(tensors["alpha"]) * n_rows if "alpha" in tensors else 0.0
 
 
 def _cayley(blocks: torch.Tensor, constraint: float) -> torch.Tensor:

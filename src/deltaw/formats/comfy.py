@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from deltaw.delta import Delta
 from deltaw.families import Family
 from deltaw.families.listing import Shapes
-from deltaw.formats import keys, kohya
+from deltaw.formats import keys
 
 NAME = "comfy"
-ALGORITHMS = ("lora", "loha", "lokr", "oft", "glora", "full")
+ALGORITHMS = tuple(name for name in keys.LYCORIS if name != "ia3")
 ALPHA_IN_FILE = True
 _SUFFIXES = {s: t for s, t in {**keys.KOHYA_SUFFIXES, **keys.PEFT_SUFFIXES}.items() if not t.startswith("ia3.")}
 _SUFFIX = {"lora.up": "lora_B.weight", "lora.down": "lora_A.weight"}
@@ -48,7 +48,7 @@ def names(family: Family, shapes: Shapes) -> keys.Places:
 
 def key(stem: str, tensor: str, ndim: int) -> str:
     """The key of a canonical `algorithm.tensor`."""
-    return f"{stem}.{_SUFFIX.get(tensor) or kohya.kohya_suffix(tensor, ndim)}"
+    return f"{stem}.{_SUFFIX.get(tensor) or keys.kohya_suffix(tensor, ndim)}"
 
 
 def original(family: Family) -> bool:

@@ -1,93 +1,156 @@
 """Splits a change of a fused weight (q, k and v stacked as rows) into its modules' changes, and joins them.
 
-With one shared `down`, `ΔW = up · down` splits by the rows of `up` and joins by stacking them, exactly and
-without a larger rank. Parts with factors of their own join block-diagonally (kohya's `split_qkv`), and such
-a block-diagonal `up` splits into its blocks again, so that the rank is not tripled on the way back.
+Every algorithm cuts its own rows (`split_rows`, `join_rows`). LoRA has a second way: parts with a `down` of their own
+join block-diagonally (kohya's `split_qkv`), and such a block-diagonal `up` splits into its blocks again, so that the
+rank is not tripled on the way back.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from deltaw import adapters
+from deltaw.adapters import rows
 
 if TYPE_CHECKING:
     import torch
 
 Tensors = Mapping[str, "torch.Tensor"]
 
-ALGORITHMS = ("lora", "full")
-"""Those whose rows can be told apart; the others are refused by name on fused weights."""
+HEADER = "deltaw.fused"
+"""Header key: stem to how its modules were joined, where the tensors alone would be read as something else."""
 
 
-def cannot_split(algorithm: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Why a fused update with tensors of these shapes cannot be split, or ""."""
-    if algorithm not in ALGORITHMS:
-        return f"{algorithm} on fused modules cannot be told apart into the modules"
-    if "magnitude" in shapes and shapes["magnitude"][0] == 1:
-        return "DoRA norms per input over fused modules cannot be told apart into the modules"
-    return ""
+@dataclass(frozen=True)
+class Joined:
+    """How modules' changes were joined.
 
-
-def swap_halves(tensors: Tensors) -> dict[str, torch.Tensor]:
-    """The same change with the two halves of its rows exchanged; its own inverse."""
-    import torch
-
-    return {
-        name: torch.cat(tensor.chunk(2)[::-1])
-        if name in ("up", "diff", "bias", "magnitude") and tensor.shape[0] > 1
-        else tensor
-        for name, tensor in tensors.items()
-    }
-
-
-def split(algorithm: str, tensors: Tensors, n_rows: Sequence[int]) -> list[dict[str, torch.Tensor] | None]:
-    """The changes of the stacked modules, which have `n_rows` rows each; None for one that is zero.
-
-    A zero part beside others that are not is how a fused dialect says that a module has no change.
+    Args:
+        apart: each had factors of its own.
+        absent: which of the modules, by position, have no change.
     """
-    rows = "up" if algorithm == "lora" else "diff"
-    stacked = tensors[rows].split(list(n_rows))
-    blocks = _blocks([part.flatten(1) for part in stacked]) if algorithm == "lora" and "mid" not in tensors else None
-    offset = 0
-    found: list[dict[str, torch.Tensor] | None] = []
-    for part, n in zip(stacked, n_rows, strict=True):
-        own = {name: tensor for name, tensor in tensors.items() if name not in ("up", "diff", "bias", "magnitude")}
-        own |= {k: tensors[k][offset : offset + n].clone() for k in ("bias", "magnitude") if k in tensors}
-        own[rows] = part.clone()
-        if blocks is not None:
-            columns = blocks[len(found)]
-            own |= {"up": part[:, columns].clone(), "down": tensors["down"][columns].clone()}
-            if "alpha" in tensors:  # the scale alpha / r stays
-                own["alpha"] = _scaled(tensors["alpha"], columns.stop - columns.start, tensors["down"].shape[0])
-        offset += n
-        found.append(own if bool(part.any()) else None)
-    return found if any(part is not None for part in found) else [
-        {**{k: v for k, v in tensors.items() if k != rows}, rows: part.clone()} for part in stacked
-    ]  # fmt: skip
+
+    apart: bool
+    absent: tuple[int, ...]
+
+
+def noted(metadata: Mapping[str, str]) -> dict[str, Joined]:
+    """What a file says of its fused stems; nothing where that makes no sense."""
+    try:
+        found = json.loads(metadata.get(HEADER, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    joined: dict[str, Joined] = {}
+    for stem, entry in found.items() if isinstance(found, dict) else ():
+        match entry:
+            case [bool(apart), [*absent]] if all(type(i) is int for i in absent):
+                joined[stem] = Joined(apart, tuple(absent))
+    return joined
+
+
+def note(joined: Mapping[str, Joined]) -> dict[str, str]:
+    """The header entry that `noted` reads; none for nothing."""
+    if not joined:
+        return {}
+    return {HEADER: json.dumps({stem: [how.apart, list(how.absent)] for stem, how in joined.items()})}
+
+
+def cannot_split(algorithm: str, shapes: Mapping[str, tuple[int, ...]], n_rows: Sequence[int]) -> str:
+    """Why a fused update with tensors of these shapes cannot be told apart into modules of `n_rows` rows, or ""."""
+    if _norms_per_input(shapes.get("magnitude", ())):
+        return "DoRA norms per input run over all the stacked modules and cannot be told apart"
+    return adapters.named(algorithm).cannot_split(shapes, n_rows)
+
+
+def _norms_per_input(shape: Sequence[int]) -> bool:
+    return len(shape) > 1 and shape[0] == 1
+
+
+def swap_halves(algorithm: str, tensors: Tensors, n_rows: int) -> dict[str, torch.Tensor]:
+    """The same change with the two halves of its `n_rows` rows exchanged; its own inverse.
+
+    Raises:
+        ValueError: it cannot be cut there.
+    """
+    kept = {name: t for name, t in tensors.items() if name == "magnitude" and _norms_per_input(t.shape)}
+    cut = {name: t for name, t in tensors.items() if name not in kept}
+    halves = [n_rows // 2, n_rows // 2]
+    own = adapters.named(algorithm)
+    return {**own.join_rows(own.split_rows(cut, halves)[::-1], halves), **kept}
+
+
+def split(
+    algorithm: str, tensors: Tensors, n_rows: Sequence[int], how: Joined | None = None
+) -> list[dict[str, torch.Tensor] | None]:
+    """The changes of the stacked modules, which have `n_rows` rows each; None for one that has none.
+
+    Without a note of `how` they were joined, a zero part beside others is a module without a change, and a
+    block-diagonal `up` is one factor a module: what fused dialects mean by them.
+
+    Raises:
+        ValueError: the parts cannot be told apart.
+    """
+    blocks = _blocks(tensors["up"], n_rows) if algorithm == "lora" and "mid" not in tensors else None
+    if how is not None and not how.apart:
+        blocks = None
+    parts: list[dict[str, torch.Tensor]] = adapters.named(algorithm).split_rows(tensors, n_rows)
+    zero = [_is_zero(part, tensors) for part in parts]
+    if blocks is not None:
+        parts = [_block(part, columns, tensors) for part, columns in zip(parts, blocks, strict=True)]
+    if how is not None:
+        absent = set(how.absent)
+    elif all(zero) or adapters.needs_base(algorithm, tensors):
+        absent = set()
+    else:
+        absent = {i for i, none in enumerate(zero) if none}
+    return [None if i in absent and zero[i] else part for i, part in enumerate(parts)]
+
+
+def _is_zero(part: Tensors, whole: Tensors) -> bool:
+    """The part's own rows are what `rows.join` puts where a module has no change."""
+    own = {name: t for name, t in part.items() if name in whole and t is not whole[name]}
+    return bool(own) and all(bool((t == 1).all() if name == "rescale" else not t.any()) for name, t in own.items())
+
+
+def _block(part: Tensors, columns: slice, whole: Tensors) -> dict[str, torch.Tensor]:
+    """A part of a block-diagonal change with its own columns only; the scale alpha / r stays."""
+    down = whole["down"]
+    own = {**part, "up": part["up"][:, columns].clone(), "down": down[columns].clone()}
+    if "alpha" in part:
+        own["alpha"] = _scaled(part["alpha"], columns.stop - columns.start, down.shape[0])
+    return own
 
 
 def _scaled(alpha: torch.Tensor, rank: int, of_rank: int) -> torch.Tensor:
     return (alpha.double() * rank / of_rank).to(alpha.dtype)
 
 
-def _blocks(parts: Sequence[torch.Tensor]) -> list[slice] | None:
+def _blocks(up: torch.Tensor, n_rows: Sequence[int]) -> list[slice] | None:
     """The columns that belong to each part of a block-diagonal `up`, equal in number; None if it is not one.
 
     kohya's blocks have one rank each, so the columns are cut evenly and everything outside must be zero.
     """
-    rank, n = parts[0].shape[1], len(parts)
-    if rank % n:
+    rank, n = up.shape[1], len(n_rows)
+    if rank % n or not rank:
         return None
     width = rank // n
     slices = [slice(i * width, (i + 1) * width) for i in range(n)]
-    for part, columns in zip(parts, slices, strict=True):
+    for part, columns in zip(up.flatten(1).split(list(n_rows)), slices, strict=True):
         if bool(part[:, : columns.start].any()) or bool(part[:, columns.stop :].any()):
             return None
     return slices
 
 
-def join(algorithm: str, parts: Sequence[Tensors | None], n_rows: Sequence[int]) -> dict[str, torch.Tensor]:
+def join(
+    algorithm: str, parts: Sequence[Tensors | None], n_rows: Sequence[int]
+) -> tuple[dict[str, torch.Tensor], Joined | None]:
     """One change of the stacked weight from its modules' changes; None is a module without one.
+
+    Returns:
+        Its tensors, and how they were joined where `split` would take them for something else.
 
     Raises:
         ValueError: what keeps it from being exact.
@@ -95,34 +158,22 @@ def join(algorithm: str, parts: Sequence[Tensors | None], n_rows: Sequence[int])
     present = [part for part in parts if part is not None]
     if len({frozenset(part) for part in present}) > 1:
         raise ValueError("the modules' changes hold different tensors")
-    if algorithm == "full":
-        return _stacked(parts, n_rows, ("diff", "bias"))
-    if algorithm != "lora":
-        raise ValueError(f"{algorithm} of several modules does not join into one of the fused weight")
-    first = present[0]
-    shared = [name for name in first if name not in ("up", "bias", "magnitude")]
-    if all(_same(part[name], first[name]) for part in present for name in shared):
-        return {**{name: first[name] for name in shared}, **_stacked(parts, n_rows, ("up", "bias", "magnitude"))}
-    return _block_diagonal(parts, n_rows)
+    apart = algorithm == "lora" and any(not rows.same(part["down"], present[0]["down"]) for part in present)
+    tensors = _block_diagonal(parts, n_rows) if apart else adapters.named(algorithm).join_rows(parts, n_rows)
+    if _alike(split(algorithm, tensors, n_rows), parts):
+        return tensors, None
+    how = Joined(apart, tuple(i for i, part in enumerate(parts) if part is None))
+    if not _alike(split(algorithm, tensors, n_rows, how), parts):
+        raise ValueError("the modules' changes would not come apart again as they are")
+    return tensors, how
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a is b or (a.dtype == b.dtype and a.shape == b.shape and a.equal(b))
-
-
-def _stacked(parts: Sequence[Tensors | None], n_rows: Sequence[int], names: Sequence[str]) -> dict[str, torch.Tensor]:
-    import torch
-
-    first = next(part for part in parts if part is not None)
-    found: dict[str, torch.Tensor] = {}
-    for name in names:
-        if name in first:
-            if name == "magnitude" and None in parts:
-                raise ValueError("a DoRA of some of the modules only does not join into one of all")
-            like = first[name]
-            zero = [like.new_zeros((n, *like.shape[1:])) for n in n_rows]
-            found[name] = torch.cat([part[name] if part is not None else zero[i] for i, part in enumerate(parts)])
-    return found
+def _alike(found: Sequence[Tensors | None], wanted: Sequence[Tensors | None]) -> bool:
+    return all(
+        (a is None) == (b is None)
+        and (a is None or b is None or (set(a) == set(b) and all(rows.same(t, b[name]) for name, t in a.items())))
+        for a, b in zip(found, wanted, strict=True)
+    )
 
 
 def _block_diagonal(parts: Sequence[Tensors | None], n_rows: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -133,8 +184,9 @@ def _block_diagonal(parts: Sequence[Tensors | None], n_rows: Sequence[int]) -> d
         raise ValueError("Tucker factors or DoRA norms of several modules do not join")
     ranks = {part["down"].shape[0] for part in parts if part is not None}
     alphas = {float(part["alpha"]) for part in parts if part is not None and "alpha" in part}
-    if len(ranks) > 1 or len(alphas) > 1:
-        raise ValueError(f"the modules' ranks {sorted(ranks)} or alphas {sorted(alphas)} differ")
+    kinds = {(part["up"].dtype, part["down"].dtype) for part in parts if part is not None}
+    if len(ranks) > 1 or len(alphas) > 1 or len(kinds) > 1:
+        raise ValueError(f"the modules' ranks {sorted(ranks)}, alphas {sorted(alphas)} or types differ")
     rank = ranks.pop()
     up = first["up"].new_zeros((sum(n_rows), rank * len(parts), *first["up"].shape[2:]))
     downs, at = [], 0
@@ -147,5 +199,6 @@ def _block_diagonal(parts: Sequence[Tensors | None], n_rows: Sequence[int]) -> d
     if "alpha" in first:
         joined["alpha"] = _scaled(first["alpha"], len(parts), 1)
     if "bias" in first:
-        joined |= _stacked(parts, n_rows, ("bias",))
+        bias = [None if part is None else {"bias": part["bias"]} for part in parts]
+        joined |= rows.join(bias, n_rows, {})
     return joined

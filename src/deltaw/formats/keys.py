@@ -9,23 +9,36 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from deltaw import adapters
 from deltaw.families import Family
 from deltaw.families.listing import Shapes
 
 KOHYA_SUFFIXES = {
-    "lora_up.weight": "lora.up", "lora_down.weight": "lora.down", "lora_mid.weight": "lora.mid",
-    "hada_w1_a": "loha.w1_a", "hada_w1_b": "loha.w1_b", "hada_w2_a": "loha.w2_a", "hada_w2_b": "loha.w2_b",
-    "hada_t1": "loha.t1", "hada_t2": "loha.t2",
-    "lokr_w1": "lokr.w1", "lokr_w1_a": "lokr.w1_a", "lokr_w1_b": "lokr.w1_b",
-    "lokr_w2": "lokr.w2", "lokr_w2_a": "lokr.w2_a", "lokr_w2_b": "lokr.w2_b", "lokr_t1": "lokr.t1", "lokr_t2": "lokr.t2",
-    "weight": "ia3.weight", "on_input": "ia3.on_input",
-    "oft_blocks": "oft.blocks", "rescale": "oft.rescale",
-    "a1.weight": "glora.a1", "a2.weight": "glora.a2", "b1.weight": "glora.b1", "b2.weight": "glora.b2",
-    "bm.weight": "glora.bm",
-    "diff": "full.diff", "w_norm": "full.diff",
+    **{suffix: f"{own.NAME}.{tensor}" for own in adapters.ALL for suffix, tensor in own.SUFFIXES.items()},
+    "bm.weight": "glora.bm",  # a part of GLoRA that is refused by name
     "alpha": ".alpha", "dora_scale": ".magnitude", "diff_b": ".bias", "b_norm": ".bias",
 }  # fmt: skip
 """kohya's and LyCORIS' suffix to `algorithm.tensor`; a tensor without algorithm goes with any."""
+
+LYCORIS = tuple(own.NAME for own in adapters.ALL if own.SUFFIXES)
+"""The algorithms that LyCORIS' suffixes can name."""
+
+_KOHYA_SUFFIX = {tensor: suffix for suffix, tensor in KOHYA_SUFFIXES.items()}
+
+
+def kohya_suffix(tensor: str, ndim: int) -> str:
+    """The suffix of a canonical `algorithm.tensor` of a module whose weight has `ndim` dimensions.
+
+    LyCORIS calls the change of a norm `w_norm`/`b_norm` and of any other module `diff`/`diff_b`.
+
+    Raises:
+        KeyError: it has none.
+    """
+    name = tensor.partition(".")[2]
+    if name in ("diff", "bias"):
+        return {"diff": ("diff", "w_norm"), "bias": ("diff_b", "b_norm")}[name][ndim == 1]
+    return _KOHYA_SUFFIX[tensor] if tensor in _KOHYA_SUFFIX else _KOHYA_SUFFIX[f".{name}"]
+
 
 PEFT_SUFFIXES = {
     "lora_A.weight": "lora.down", "lora_B.weight": "lora.up",

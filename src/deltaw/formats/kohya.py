@@ -14,7 +14,7 @@ from deltaw.families.listing import Shapes
 from deltaw.formats import keys
 
 NAME = "kohya"
-ALGORITHMS = ("lora", "loha", "lokr", "ia3", "oft", "glora", "full")
+ALGORITHMS = keys.LYCORIS
 ALPHA_IN_FILE = True
 
 
@@ -41,15 +41,7 @@ def names(family: Family, shapes: Shapes) -> keys.Places:
 
 def key(stem: str, tensor: str, ndim: int) -> str:
     """The key of a canonical `algorithm.tensor`; `ndim` is that of the module's weight (1: a norm)."""
-    return f"{stem}.{kohya_suffix(tensor, ndim)}"
-
-
-def kohya_suffix(tensor: str, ndim: int) -> str:
-    """LyCORIS calls the change of a norm `w_norm`/`b_norm` and of any other module `diff`/`diff_b`."""
-    name = tensor.partition(".")[2]
-    if name in ("diff", "bias"):
-        return {"diff": ("diff", "w_norm"), "bias": ("diff_b", "b_norm")}[name][ndim == 1]
-    return _SUFFIX[tensor] if tensor in _SUFFIX else _SUFFIX[f".{name}"]
+    return f"{stem}.{keys.kohya_suffix(tensor, ndim)}"
 
 
 def original(family: Family) -> bool:
@@ -60,6 +52,3 @@ def original(family: Family) -> bool:
 def describe(delta: Delta, shapes: Shapes) -> dict[str, str]:
     """Nothing: the keys say all."""
     return {}
-
-
-_SUFFIX = {tensor: suffix for suffix, tensor in keys.KOHYA_SUFFIXES.items()}

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from deltaw.delta import Delta
 from deltaw.families import Family
 from deltaw.families.listing import Shapes
-from deltaw.formats import keys, kohya
+from deltaw.formats import keys
 
 NAME = "kohya-diffusers"
-ALGORITHMS = kohya.ALGORITHMS
+ALGORITHMS = keys.LYCORIS
 ALPHA_IN_FILE = True
-key = kohya.key
-describe = kohya.describe
 
 
 def split(key: str) -> None:
@@ -36,3 +35,13 @@ def names(family: Family, shapes: Shapes) -> keys.Places:
     """The names that are written, one a module."""
     prefixes = {c.name: ("lora_transformer" if c.name == "transformer" else c.kohya,) for c in family.components}
     return keys.named_places(keys.diffusers_places(family, shapes), prefixes, keys.flat)
+
+
+def key(stem: str, tensor: str, ndim: int) -> str:
+    """The key of a canonical `algorithm.tensor`; `ndim` is that of the module's weight (1: a norm)."""
+    return f"{stem}.{keys.kohya_suffix(tensor, ndim)}"
+
+
+def describe(delta: Delta, shapes: Shapes) -> dict[str, str]:
+    """Nothing: the keys say all."""
+    return {}

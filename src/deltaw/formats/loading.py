@@ -22,7 +22,7 @@ from deltaw.tensorfile import lazy
 if TYPE_CHECKING:
     import torch
 
-_OWN_METADATA = (alphas.HEADER, alphas.DTYPES, "format", "deltaw.component", embedding.TOKEN, FAMILY)
+_OWN_METADATA = (alphas.HEADER, alphas.DTYPES, "format", "deltaw.component", embedding.TOKEN, FAMILY, fused.HEADER)
 
 
 def build(source: Source, reading: Reading, *, drop_broken: bool) -> tuple[Delta, Match]:
@@ -34,6 +34,8 @@ def build(source: Source, reading: Reading, *, drop_broken: bool) -> tuple[Delta
     dtypes = _alpha_dtypes(source)
     updates: dict[str, Update] = {}
     broken: dict[str, str] = {}
+    apart: dict[str, str] = {}
+    joined = fused.noted(source.header.metadata)
     notes: list[str] = []
     with _tensors(source) as get:
         for entry in reading.entries:
@@ -44,12 +46,17 @@ def build(source: Source, reading: Reading, *, drop_broken: bool) -> tuple[Delta
                 broken[entry.stem] = why
                 continue
             notes += _odd(entry.stem, tensors)
-            updates.update(_updates(entry, tensors, reading))
+            try:
+                updates.update(_updates(entry, tensors, reading, joined.get(entry.stem)))
+            except ValueError as error:
+                apart[entry.stem] = str(error)
         vectors = {claim: get(claim.key) for claim in reading.vectors}
     broken |= {claim.key: why for claim, vector in vectors.items() if (why := _not_finite({"vector": vector}))}
     if broken and not (drop_broken and updates):
         raise _refused_broken(source.where, broken)
-    match = replace(reading.match, ignored={**reading.match.ignored, **broken}, notes=reading.match.notes + tuple(notes),
+    if apart and not updates:
+        raise _refused_fused(source.where, apart)
+    match = replace(reading.match, ignored={**reading.match.ignored, **apart, **broken}, notes=reading.match.notes + tuple(notes),
                     matched=tuple(updates) or reading.match.matched)  # fmt: skip
     metadata = {
         key: value for key, value in source.header.metadata.items() if not is_dialects(key) and value != "<embed>"
@@ -149,14 +156,17 @@ def _odd(stem: str, tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return found
 
 
-def _updates(entry: Entry, tensors: dict[str, torch.Tensor], reading: Reading) -> dict[str, Update]:
+def _updates(
+    entry: Entry, tensors: dict[str, torch.Tensor], reading: Reading, how: fused.Joined | None
+) -> dict[str, Update]:
     place = entry.place
     assert place is not None  # reading keeps placed entries only
+    n_rows = [reading.shapes[path][0] for path in place.paths]
     if place.swapped:
-        tensors = fused.swap_halves(tensors)
+        tensors = fused.swap_halves(entry.algorithm, tensors, sum(n_rows))
     if len(place.paths) == 1:
         return {place.paths[0]: Update(entry.algorithm, tensors)}
-    parts = fused.split(entry.algorithm, tensors, [reading.shapes[path][0] for path in place.paths])
+    parts = fused.split(entry.algorithm, tensors, n_rows, how)
     return {
         path: Update(entry.algorithm, part) for path, part in zip(place.paths, parts, strict=True) if part is not None
     }
@@ -171,6 +181,15 @@ def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """The words that call the change up, as modelspec keeps them."""
     phrase = metadata.get("modelspec.trigger_phrase", "")
     return tuple(word.strip() for word in phrase.split(",") if word.strip())
+
+
+def _refused_fused(where: Path, apart: Mapping[str, str]) -> InputError:
+    stem, why = next(iter(apart.items()))
+    return InputError(
+        f"none of its changes of stacked weights can be told apart into modules ({stem}: {why})", where=where,
+        expected="changes whose rows are the modules' own",
+        advice="use it with the program it was made for; a plain LoRA has no such limit",
+    )  # fmt: skip
 
 
 def _refused_broken(where: Path, broken: Mapping[str, str]) -> InputError:

@@ -17,7 +17,7 @@ from deltaw import adapters, families
 from deltaw.errors import InputError
 from deltaw.families import Family, listing
 from deltaw.families.listing import Shapes
-from deltaw.formats import embedding
+from deltaw.formats import embedding, fused
 from deltaw.formats.embedding import Claim
 from deltaw.formats.keys import Place, Places
 from deltaw.formats.match import Match
@@ -216,6 +216,8 @@ def _judge(
             ignored.update(dict.fromkeys(entry.keys.values(), reason))
         elif problem := _problem(entry, header, entry.place.shape(shapes)):
             mismatched[entry.stem] = problem
+        elif reason := _inseparable(entry, header, shapes):
+            ignored.update(dict.fromkeys(entry.keys.values(), reason))
         elif entry.place.paths in usable:
             ignored.update(dict.fromkeys(entry.keys.values(), f"the same module as {usable[entry.place.paths].stem}"))
         else:
@@ -244,6 +246,14 @@ def _unusable(entry: Entry, header: Header) -> str:
         if dtype not in FLOATS and name not in ("alpha", "on_input"):
             return f"{name} is {dtype}, which needs a scale that the file does not carry"
     return ""
+
+
+def _inseparable(entry: Entry, header: Header, shapes: Shapes) -> str:
+    """Why an update of stacked modules cannot be told apart into theirs, or ""."""
+    if entry.place is None or len(entry.place.paths) == 1:
+        return ""
+    tensors = {name: header.tensors[key].shape for name, key in entry.tensors.items()}
+    return fused.cannot_split(entry.algorithm, tensors, [shapes[path][0] for path in entry.place.paths])
 
 
 def _nothing_matches(where: Path, header: Header, entries: list[Entry], match: Match, n_named: int) -> InputError:

@@ -44,20 +44,20 @@ def pack(
     stems = {path: (stem, place) for stem, place in places.items() for path in place.paths}
     problems: list[DeltawError] = [_refusal(dialect, path, where) for path in delta.updates if path not in stems]
     tensors: Tensors = {}
-    kept: dict[str, dict[str, torch.Tensor]] = {}
+    notes: dict[str, fused.Joined] = {}
     for stem, place in dict(stems[path] for path in delta.updates if path in stems).items():
         try:
-            algorithm, named = _joined(delta, place, shapes)
+            algorithm, named, how = _joined(delta, place, shapes)
             if algorithm not in dialect.ALGORITHMS:
                 raise ValueError(f"it has no keys for {algorithm}")
-            kept[stem] = named = _as_kept(dialect, named)
-            for name, tensor in named.items():
+            notes |= {stem: how} if how is not None else {}
+            for name, tensor in _as_kept(dialect, named).items():
                 tensors[dialect.key(stem, f"{algorithm}.{name}", len(place.shape(shapes)))] = tensor
         except (ValueError, KeyError) as error:
             reason = f"it has no key for {error.args[0]}" if isinstance(error, KeyError) else str(error)
             problems.append(_refusal(dialect, place.paths[0], where, reason))
     refuse_all(f"the dialect {dialect.NAME} cannot hold this change", problems[:10])
-    metadata = {**delta.metadata, **_trigger(delta), reading.FAMILY: family.name}
+    metadata = {**delta.metadata, **_trigger(delta), **fused.note(notes), reading.FAMILY: family.name}
     try:
         vectors, named = embedding.pack(delta, dialect.NAME)
         return {**tensors, **vectors}, {**metadata, **named, **dialect.describe(delta, shapes)}
@@ -120,17 +120,20 @@ def problem_of(update: Update, shape: tuple[int, ...]) -> str:
     return adapters.fits(update.algorithm, {name: tuple(t.shape) for name, t in update.tensors.items()}, shape)
 
 
-def _joined(delta: Delta, place: Place, shapes: Shapes) -> tuple[str, dict[str, torch.Tensor]]:
+def _joined(delta: Delta, place: Place, shapes: Shapes) -> tuple[str, dict[str, torch.Tensor], fused.Joined | None]:
     present = {path: delta.updates[path] for path in place.paths if path in delta.updates}
     algorithms = sorted({update.algorithm for update in present.values()})
     if len(algorithms) > 1:
         raise ValueError(f"{' and '.join(algorithms)} do not join into one change of a fused weight")
+    algorithm, how = algorithms[0], None
     if len(place.paths) == 1:
         tensors = dict(present[place.paths[0]].tensors)
     else:
         parts = [present[path].tensors if path in present else None for path in place.paths]
-        tensors = fused.join(algorithms[0], parts, [shapes[path][0] for path in place.paths])
-    return algorithms[0], fused.swap_halves(tensors) if place.swapped else tensors
+        tensors, how = fused.join(algorithm, parts, [shapes[path][0] for path in place.paths])
+    if place.swapped:
+        tensors = fused.swap_halves(algorithm, tensors, place.shape(shapes)[0])
+    return algorithm, tensors, how
 
 
 def _as_kept(dialect: Dialect, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
