@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 import torch
 
 import deltaw
+from deltaw import inject, tensorfile
+from deltaw.data import feed
+from deltaw.delta import Delta
 from deltaw.errors import DeltawError
 from deltaw.events import Event, Step, Warn
 from deltaw.training import loop
@@ -19,12 +23,12 @@ SETTINGS = ("sample_steps=2", "snapshots=5", 'prompts=["a house"]', "dtype=float
 def _train(
     folder: Path, base: Path, out: Path, monkeypatch: pytest.MonkeyPatch, broken: set[int], heard: list[Event]
 ) -> deltaw.Report:
-    original = loop._loss
+    original = loop.objective_loss
 
     def sometimes_nan(work: loop.Work, pictures: list[int], step: int) -> torch.Tensor:
         return original(work, pictures, step) * (float("nan") if step in broken else 1.0)
 
-    monkeypatch.setattr(loop, "_loss", sometimes_nan)
+    monkeypatch.setattr(loop, "objective_loss", sometimes_nan)
     return deltaw.train(
         folder, base=str(base), out=out, steps=10, batch=1, rank=2, settings=SETTINGS, tell=heard.append
     )
@@ -45,9 +49,104 @@ def test_five_in_a_row_stop_the_run_and_leave_the_last_good_snapshot(
 ) -> None:
     with pytest.raises(DeltawError, match="5 steps in a row") as caught:
         _train(pictures(3), tiny_base, tmp_path / "out", monkeypatch, {3, 4, 5, 6, 7}, [])
-    assert "the last snapshot is sound" in str(caught.value)
-    assert (tmp_path / "out" / "snapshots" / "blocks-000002.safetensors").is_file()
+    assert "the adapter before them is" in str(caught.value)
+    kept = tensorfile.read(tmp_path / "out" / "snapshots" / "blocks-000002.safetensors")
+    last = tensorfile.read(tmp_path / "out" / "snapshots" / "blocks-000007.safetensors")
+    assert all(torch.equal(last[name], tensor) for name, tensor in kept.items()), "bad steps change nothing"
     assert not (tmp_path / "out" / "blocks.safetensors").exists()
+
+
+def _spoil_base(path: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    shutil.copytree(path, to)
+    [file] = (to / "unet").glob("*.safetensors")
+    tensors = tensorfile.read(file)
+    change(tensors)
+    tensorfile.write(file, tensors, {"format": "pt"})
+    return to
+
+
+def _failure(folder: Path, base: Path, out: Path, *settings: str) -> str:
+    with pytest.raises(DeltawError, match="2 steps in a row") as caught:
+        deltaw.train(folder, base=str(base), out=out, steps=10, batch=1, rank=2, settings=(*SETTINGS, *settings))
+    assert "nothing was learnt before them" in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_precision_is_named_where_float16_overflows(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    def enlarge(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["conv_in.weight"] *= 1e6  # the norm after it takes the scale out again, in float32
+
+    base = _spoil_base(tiny_base, tmp_path / "large", enlarge)
+    said = _failure(pictures(3), base, tmp_path / "out", "dtype=float16")
+    assert "the cause: the precision: the base alone overflows in float16" in said
+    assert "dtype=float32" in said
+
+
+def test_broken_weights_of_the_base_are_named(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["conv_out.bias"][0] = float("nan")
+
+    base = _spoil_base(tiny_base, tmp_path / "nan", spoil)
+    assert "the base alone, in float32, is not finite" in _failure(pictures(3), base, tmp_path / "out")
+
+
+def test_latents_that_are_not_finite_are_named(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = feed.fill
+
+    def spoilt(*words: object) -> feed.Feed:
+        data = original(*words)  # type: ignore[arg-type]
+        for latent in data.latents:
+            latent[0, 0, 0] = float("inf")
+        return data
+
+    monkeypatch.setattr(feed, "fill", spoilt)
+    assert "the latents of 1 pictures are not finite" in _failure(pictures(3), tiny_base, tmp_path / "out")
+
+
+def test_an_adapter_that_has_grown_too_large_is_the_learning_rates_fault(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop.optim.clip
+
+    def blow_up(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
+        norm = original(parameters, max_norm)
+        parameters[-1].data.fill_(1e30)
+        return norm
+
+    monkeypatch.setattr(loop.optim, "clip", blow_up)
+    with pytest.raises(DeltawError, match="the cause: the learning rate") as caught:
+        _train(pictures(3), tiny_base, tmp_path / "out", monkeypatch, set(), [])
+    assert "grown to 1e+30" in str(caught.value)
+
+
+def test_numbers_too_large_for_the_file_are_written_in_float32_and_the_layers_named(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = inject.take
+
+    def lopsided(wrapped: inject.Wrapped, family: str, component: str) -> Delta:
+        taken = original(wrapped, family, component)
+        update = next(iter(taken.updates.values()))
+        update.tensors["up"].mul_(1e9)
+        update.tensors["down"].mul_(1e-9)  # the same change, with numbers that float16 has not
+        return taken
+
+    monkeypatch.setattr(inject, "take", lopsided)
+    heard: list[Event] = []
+    report = deltaw.train(
+        pictures(3), base=str(tiny_base), out=tmp_path / "out", steps=4, batch=1, rank=2, lr=1e-2, settings=SETTINGS,
+        tell=heard.append,
+    )  # fmt: skip
+    said = [e.text for e in heard if isinstance(e, Warn) and "too large for float16" in e.text]
+    assert said
+    assert "unet." in said[-1]
+    assert "float32" in said[-1]
+    tensors = tensorfile.read(report.file)
+    assert all(t.dtype == torch.float32 and bool(torch.isfinite(t).all()) for t in tensors.values())
 
 
 def test_seeded_is_a_function_of_its_words() -> None:

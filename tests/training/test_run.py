@@ -227,13 +227,13 @@ def test_visits_are_the_promised_ones(
     pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    original = running.loop._loss
+    original = running.loop.objective_loss
 
     def counting(work: object, chosen: list[int], step: int) -> torch.Tensor:
         seen.extend(chosen)
         return original(work, chosen, step)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(running.loop, "_loss", counting)
+    monkeypatch.setattr(running.loop, "objective_loss", counting)
     train(pictures(5), tiny_base, tmp_path / "out", steps=5, batch=3)
     assert sorted(seen) == sorted([0, 1, 2, 3, 4] * 3), "5 steps of 3 are 3 rounds over 5 pictures"
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,15 +11,13 @@ from torch import Tensor
 
 from deltaw import families, formats, inject
 from deltaw._version import VERSION
-from deltaw.delta import Delta, Update
-from deltaw.events import Note, Phase, Saved
+from deltaw.delta import Delta
+from deltaw.errors import UsageError
+from deltaw.events import Note, Phase, Saved, Warn
 from deltaw.judge.questions import Questions
-from deltaw.training import loop, metadata, state, verify
+from deltaw.training import fingerprint, loop, metadata, state, verify
 from deltaw.training.loop import Run, Work
 from deltaw.training.session import Session
-
-DRAWING_ONLY = frozenset({"prompts", "sample_steps", "guidance", "snapshots", "save_dtype", "dialect"})
-"""Settings that a resumed run may change, since the weights do not depend on them."""
 
 
 def rehearse(session: Session, work: Work) -> None:
@@ -43,23 +40,53 @@ def save(session: Session, work: Work, run: Run, probes: Mapping[int, Tensor]) -
     adapter = {name: p.detach() for name, p in work.wrapped.parameters().items()}
     history = {f"probe/{step}": losses for step, losses in probes.items()}
     history["losses"] = torch.tensor(run.losses, dtype=torch.float64)
+    history["skipped"] = torch.tensor(run.n_skipped)
     state.save(
         session.folder.state,
-        state.State(run.step, adapter, state.optimizer_tensors(run.optimizer), _fingerprint(session), history),
+        state.State(
+            run.step,
+            adapter,
+            state.optimizer_tensors(run.optimizer),
+            fingerprint.of_run(session.plan, session.dataset, session.base.folder),
+            history,
+        ),
     )
 
 
-def restore(session: Session, work: Work, run: Run) -> dict[int, Tensor]:
-    """Puts the saved run back and returns its answers to the fixed questions by step.
+def reopen(session: Session, *, anyway: bool) -> tuple[state.State, bool]:
+    """The saved run to go on with, and whether it is another one than this.
+
+    Args:
+        session: of the run that wants to go on.
+        anyway: differences are said instead of refused.
 
     Raises:
         InputError: there is no state, or it cannot be read.
-        UsageError: it is another run's.
+        UsageError: it is another run's; every difference is named.
     """
     saved = state.load(session.folder.state)
-    state.require_same(saved.fingerprint, _fingerprint(session))
+    found = state.differences(saved.fingerprint, fingerprint.of_run(session.plan, session.dataset, session.base.folder))
+    found += fingerprint.changed_pictures(session.folder.pictures, session.plan, session.dataset)
+    if found and not anyway:
+        raise UsageError(
+            f"the run in --out was another one ({'; '.join(found)})", where="--resume",
+            expected="the same settings, pictures, base and versions",
+            advice="undo the change, start anew with another --out, or go on all the same with --set resume_anyway=true",
+        )  # fmt: skip
+    for line in found:
+        session.tell(Warn(f"resumed all the same: {line}"))
+    return saved, bool(found)
+
+
+def restore(session: Session, work: Work, run: Run, saved: state.State) -> dict[int, Tensor]:
+    """Puts the saved run back and returns its answers to the fixed questions by step.
+
+    Raises:
+        UsageError: its adapter does not fit.
+    """
     state.restore(saved, work.wrapped.parameters(), run.optimizer)
     run.step, run.losses = saved.step, saved.history["losses"].tolist()
+    run.n_skipped = int(saved.history["skipped"])
     session.tell(Note(f"resumed after step {saved.step}"))
     return {int(k.removeprefix("probe/")): v for k, v in saved.history.items() if k.startswith("probe/")}
 
@@ -93,29 +120,18 @@ def _rounded(session: Session, work: Work) -> Delta:
     base, made = session.base, session.plan
     trained = inject.take(work.wrapped, base.family, "unet")
     verify.require_sound(trained)
-    dtype = getattr(torch, made.settings.save_dtype)
-    rounded = {
-        path: Update(u.algorithm, {k: t if k == "alpha" else t.to(dtype) for k, t in u.tensors.items()})
-        for path, u in trained.updates.items()
-    }
+    rounded, lost = verify.in_precision(trained, getattr(torch, made.settings.save_dtype))
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        session.tell(Warn(f"{', '.join(lost[:3])}{more}: numbers too large for {made.settings.save_dtype}; the file is "
+                          "written in float32. A lower --lr keeps them small"))  # fmt: skip
     about = metadata.describe(session.folder.name, families.named(base.family), made, base.objective.name,
                               base.folder.digest("unet"), VERSION)  # fmt: skip
     words = metadata.trigger_words(made)
-    return Delta(base.family, rounded, (words,) if words else (), about)
+    return Delta(base.family, rounded.updates, (words,) if words else (), about)
 
 
 def _write(session: Session, path: Path, delta: Delta, what: str) -> None:
     verify.require_sound(delta)
     n_bytes = formats.save(delta, path, dialect=session.plan.settings.dialect, shapes=session.shapes)
     session.tell(Saved(str(path), n_bytes, what))
-
-
-def _fingerprint(session: Session) -> dict[str, str]:
-    """All that the weights depend on, by name."""
-    made, folder = session.plan, session.base.folder
-    found = {k: str(v) for k, v in asdict(made.settings).items() if k not in DRAWING_ONLY}
-    seen = hashlib.sha256()
-    for p, caption, size in zip(session.dataset.pictures, made.captions, made.sizes_px, strict=True):
-        seen.update(f"{p.digest} {size} {len(caption)} {caption}\n".encode("utf-8", "surrogatepass"))
-    base = {f"base {part}": folder.digest(part) for part in ("unet", "vae", "text_encoder")}
-    return {**found, "pictures and captions": seen.hexdigest(), **base}

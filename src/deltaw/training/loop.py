@@ -25,14 +25,29 @@ MAX_BAD_IN_A_ROW = 5
 """Non-finite steps that are skipped before the run stops: one is an accident, five are a cause."""
 
 
+class NotFiniteError(DeltawError):
+    """Several steps in a row had no finite loss or gradient. Nothing was learnt from them: the adapter is still sound.
+
+    Args:
+        step: the last of them.
+        pictures: that it saw.
+        n_steps: in a row.
+    """
+
+    def __init__(self, step: int, pictures: list[int], n_steps: int):
+        self.step, self.pictures, self.n_steps = step, pictures, n_steps
+        super().__init__(f"{n_steps} steps in a row had no finite loss or gradient", where=f"step {step}")
+
+
 @dataclass
 class Run:
-    """What the loop changes: the step it has reached, the losses, the optimizer, and its own seconds."""
+    """What the loop changes: the step it has reached, the losses, the optimizer, its seconds, the steps it skipped."""
 
     step: int
     losses: list[float]
     optimizer: torch.optim.Optimizer
     seconds: float = 0.0
+    n_skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,7 @@ def train(work: Work, run: Run, at_mark: Callable[[Run], None], stop_asked: Call
         tell: hears every step.
 
     Raises:
-        DeltawError: loss or gradient were not finite several times in a row.
+        NotFiniteError: loss or gradient were not finite several times in a row.
     """
     settings, parameters = work.plan.settings, list(work.wrapped.parameters().values())
     rate = optim.Rate(settings.lr, settings.steps, settings.warmup_steps, settings.schedule)
@@ -73,13 +88,14 @@ def train(work: Work, run: Run, at_mark: Callable[[Run], None], stop_asked: Call
     bad, first = 0, run.step
     while run.step < settings.steps and not stop_asked():
         step, started = run.step + 1, time.perf_counter()
-        loss = _loss(work, work.plan.sampler.pictures(*turns[step - 1]), step)
+        pictures = work.plan.sampler.pictures(*turns[step - 1])
+        loss = objective_loss(work, pictures, step)
         loss.backward()
         norm = optim.clip(parameters, settings.clip)
         value = float(loss.detach())
         bad = bad + 1 if not (_finite(value) and _finite(norm)) else 0
         if bad:
-            _skip(bad, step, value, norm, tell)
+            tell(Warn(f"step {step}: loss {value}, gradient norm {norm}; the step is skipped"))
         else:
             for group in run.optimizer.param_groups:
                 group["lr"] = rate.at(step)
@@ -87,15 +103,18 @@ def train(work: Work, run: Run, at_mark: Callable[[Run], None], stop_asked: Call
         run.optimizer.zero_grad(set_to_none=True)
         run.step = step
         run.losses.append(value)
+        run.n_skipped += bool(bad)
         run.seconds += time.perf_counter() - started
         speed = (step - first) / run.seconds
         tell(Step(step, settings.steps, value, rate.at(step), speed, devices.rss_bytes(), {"grad_norm": norm}))
+        if bad >= MAX_BAD_IN_A_ROW or (bad == step and step in work.plan.marks):  # or nothing was ever learnt
+            raise NotFiniteError(step, pictures, bad)
         if step in work.plan.marks:
             at_mark(run)
 
 
-def _loss(work: Work, pictures: list[int], step: int) -> Tensor:
-    """The weighted objective on one batch, as a scalar with a graph."""
+def objective_loss(work: Work, pictures: list[int], step: int) -> Tensor:
+    """The weighted objective on one batch, as a scalar with a graph; the same for the same step, always."""
     base, settings, feed = work.base, work.plan.settings, work.feed
     generator = seeded(settings.seed, "noise", step)
     x0 = torch.stack([feed.latents[i] for i in pictures])
@@ -121,12 +140,3 @@ def predict(work: Work, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
 
 def _finite(value: float) -> bool:
     return value - value == 0.0  # NaN and infinities differ from themselves when subtracted
-
-
-def _skip(bad: int, step: int, loss: float, norm: float, tell: Tell) -> None:
-    tell(Warn(f"step {step}: loss {loss}, gradient norm {norm}; the step is skipped"))
-    if bad >= MAX_BAD_IN_A_ROW:
-        raise DeltawError(
-            f"{bad} steps in a row had no finite loss or gradient", where=f"step {step}",
-            advice="lower --lr, or use --set dtype=float32; the last snapshot is sound",
-        )  # fmt: skip

@@ -16,12 +16,13 @@ from deltaw.errors import InputError, Interrupted
 from deltaw.events import Note, Phase, Saved, Table, Tell, Warn, silent
 from deltaw.families import sd
 from deltaw.options import Given
-from deltaw.training import drawing, keeping, loop, optim, plan, report, verify
+from deltaw.training import diagnose, drawing, fingerprint, keeping, loop, optim, plan, report, verify
 from deltaw.training.folder import Diary, RunFolder, locked, prepare, write_config
 from deltaw.training.judging import Judge
 from deltaw.training.plan import Plan
 from deltaw.training.report import Report
 from deltaw.training.session import Clock, Session, begin
+from deltaw.training.state import State
 
 
 def train(
@@ -51,10 +52,14 @@ def train(
         out = plan.out_folder(given, folder)
         base, dataset, made = look(folder, given, strict=strict, tell=tell)
         run_folder = prepare(out, folder, resume=bool(given.options.resume))
-    with locked(run_folder), run_folder.events.open("a", encoding="utf-8") as file:
+    with locked(run_folder), Diary(run_folder.events, tell) as diary:
+        session = begin(base, dataset, made, run_folder, clock, diary)
+        saved, other = None, False
+        if given.options.resume:
+            saved, other = keeping.reopen(session, anyway=bool(given.options.resume_anyway))
         write_config(run_folder.config, made.values, given.options.base or str(zoo.bundled_base()))
-        session = begin(base, dataset, made, run_folder, clock, Diary(file, tell))
-        return _run(session, bool(given.options.resume), stop_asked)
+        fingerprint.write_pictures(run_folder.pictures, made, dataset)
+        return _run(session, saved, other, stop_asked)
 
 
 def look(folder: Path, given: Given, *, strict: bool, tell: Tell) -> tuple[sd.StableDiffusion, Dataset, Plan]:
@@ -104,25 +109,25 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _run(session: Session, resume: bool, stop_asked: Callable[[], bool]) -> Report:
+def _run(session: Session, saved: State | None, other: bool, stop_asked: Callable[[], bool]) -> Report:
     """Feed, load, train, write, prove, draw, report."""
     with session.clock.phase("encode"):
         data = feed.fill(session.base, session.dataset.pictures, session.plan.sizes_px, session.plan.captions,
                          session.device, Cache(default_root()), session.tell)  # fmt: skip
     judge = Judge(session, data)
-    proof, losses, speed = _learn(session, data, judge, resume, stop_asked)
+    proof, losses, speed = _learn(session, data, judge, saved, other, stop_asked)
     with session.clock.phase("draw"):  # the networks of training are gone by now: drawing needs the room
         drawn = drawing.draw(session)
     return _report(session, judge, proof, drawn, losses, speed)
 
 
 def _learn(
-    session: Session, data: feed.Feed, judge: Judge, resume: bool, stop_asked: Callable[[], bool]
+    session: Session, data: feed.Feed, judge: Judge, saved: State | None, other: bool, stop_asked: Callable[[], bool]
 ) -> tuple[verify.Proof, tuple[float, ...], float]:
     """Trains, writes the file and proves it; gives the proof, the losses and the steps per second."""
     clock, n_steps = session.clock, session.plan.settings.steps
     with clock.phase("load"):
-        work, progress = _load(session, data, judge, resume)
+        work, progress = _load(session, data, judge, saved, other)
 
     def mark(run: loop.Run) -> None:
         with clock.phase("judge and save"):
@@ -131,7 +136,14 @@ def _learn(
 
     session.tell(Phase("train", n_steps, "steps"))
     first = progress.step
-    loop.train(work, progress, mark, stop_asked, session.tell)
+    try:
+        loop.train(work, progress, mark, stop_asked, session.tell)
+    except loop.NotFiniteError as error:
+        kept = "nothing was learnt before them"
+        if progress.n_skipped < progress.step:  # the adapter took nothing from the steps that failed
+            keeping.save(session, work, progress, judge.probes)
+            kept = f"the adapter before them is {session.folder.snapshot(progress.step)}"
+        raise diagnose.explain(work, error, kept) from error
     clock.seconds["train"] = progress.seconds
     speed = (progress.step - first) / progress.seconds if progress.seconds else 0.0
     if progress.step < n_steps:
@@ -145,7 +157,9 @@ def _learn(
     return proof, tuple(progress.losses), speed
 
 
-def _load(session: Session, data: feed.Feed, judge: Judge, resume: bool) -> tuple[loop.Work, loop.Run]:
+def _load(
+    session: Session, data: feed.Feed, judge: Judge, saved: State | None, other: bool
+) -> tuple[loop.Work, loop.Run]:
     """The network with its adapters, and where the run starts."""
     settings = session.plan.settings
     session.tell(Phase("load the base"))
@@ -160,10 +174,11 @@ def _load(session: Session, data: feed.Feed, judge: Judge, resume: bool) -> tupl
         Note(f"{len(wrapped.modules)} modules get a LoRA of rank {settings.rank}: {n_params:,} numbers to train")
     )
     keeping.rehearse(session, work)
-    if resume:
-        judge.probes = keeping.restore(session, work, run)
-    else:
+    if saved is None or other:
         judge.ask(work, 0)  # the adapter is still zero: the base's own answers
+    if saved is not None:
+        probes = keeping.restore(session, work, run, saved)
+        judge.probes |= {} if other else probes  # another run's snapshots answered other questions
     return work, run
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from deltaw import adapters, formats
-from deltaw.delta import Delta
+from deltaw.delta import Delta, Update
 from deltaw.errors import UnverifiedError
 from deltaw.inject import Wrapped
 
@@ -54,6 +54,26 @@ def require_sound(delta: Delta) -> None:
         raise UnverifiedError(
             "the result changes nothing: every module is zero", advice="more --steps or a higher --lr"
         )
+
+
+def in_precision(delta: Delta, dtype: torch.dtype) -> tuple[Delta, list[str]]:
+    """The change as a file of that precision holds it, and the modules whose numbers it cannot hold.
+
+    Where there are any, the change is given back as it is, in float32: a number too large for float16 would be
+    written as infinity. `alpha` is never rounded.
+    """
+    lost = [path for path, u in delta.updates.items() if any(_overflows(t, dtype) for t in u.tensors.values())]
+    if lost:
+        return delta, lost
+    rounded = {
+        path: Update(u.algorithm, {k: t if k == "alpha" else t.to(dtype) for k, t in u.tensors.items()})
+        for path, u in delta.updates.items()
+    }
+    return replace(delta, updates=rounded), []
+
+
+def _overflows(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return bool(tensor.numel()) and float(tensor.abs().max()) > torch.finfo(dtype).max
 
 
 def require_writable(path: Path, delta: Delta, dialect: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -103,9 +123,9 @@ def prove(
         raise UnverifiedError(f"the file holds other modules than were trained ({match.counts()})", where=path)
     require_sound(loaded)
     as_trained = predict()
-    with _holding(wrapped, _tensors(loaded, component)):
+    with holding(wrapped, _tensors(loaded, component)):
         from_file = predict()
-    with _holding(wrapped, {name: torch.zeros_like(p) for name, p in wrapped.parameters().items()}):
+    with holding(wrapped, {name: torch.zeros_like(p) for name, p in wrapped.parameters().items()}):
         without = predict()
     change = float((as_trained - without).norm())
     deviation = float((from_file - as_trained).norm()) / change if change else float("inf")
@@ -126,7 +146,7 @@ def _tensors(delta: Delta, component: str) -> dict[str, Tensor]:
     }
 
 
-class _holding:
+class holding:
     """A context in which the adapters hold other tensors."""
 
     def __init__(self, wrapped: Wrapped, tensors: Mapping[str, Tensor]):
