@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -36,6 +37,27 @@ DOUBT_S = 10.0
 SMOOTHING = 0.95
 
 
+SHOW_CURSOR = b"\x1b[?25h"
+"""What a live display has to write before it may vanish."""
+
+
+def silence(*descriptors: int) -> None:
+    """Lets what is still written there go nowhere: the terminal or the reader is gone, the work goes on."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+class Enduring(Console):
+    """A console that outlives its reader: `deltaw train … | head` trains to the end."""
+
+    def on_broken_pipe(self) -> None:
+        """Goes on in silence; rich's own way is to exit."""
+        self.quiet = True
+        silence(1)
+
+
 class Display(Protocol):
     """A listener that must be closed."""
 
@@ -52,15 +74,18 @@ def display(*, as_json_lines: bool) -> Display:
     """The display that suits where the output goes."""
     if as_json_lines:
         return Json()
-    return Live(Console()) if sys.stdout.isatty() else Plain(Console(width=160, soft_wrap=True))
+    return Live(Enduring()) if sys.stdout.isatty() else Plain(Enduring(width=160, soft_wrap=True))
 
 
 class Json:
     """One JSON object a line on standard output."""
 
     def __call__(self, event: Event) -> None:
-        sys.stdout.write(json.dumps(as_json(event), default=str, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(json.dumps(as_json(event), default=str, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            silence(1)
 
     def close(self) -> None:
         """Nothing to undo."""

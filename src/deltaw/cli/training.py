@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,9 @@ from cyclopts import Parameter
 
 from deltaw import options
 from deltaw.cli.shell import AsJson, Strict, listening
-from deltaw.errors import EXIT_INTERRUPTED
+from deltaw.cli.terminal import SHOW_CURSOR, silence
+from deltaw.errors import EXIT_INTERRUPTED, Interrupted
+from deltaw.events import Event, Phase, Tell, Tick
 
 METAVARS: dict[Any, str] = {str: "TEXT", int: "INT", float: "NUMBER", Path: "PATH"}
 
@@ -25,17 +26,56 @@ Settings = Annotated[
 Config = Annotated[Path | None, Parameter(help="A TOML file of options; flags win over it.")]
 
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""What ends a run in good order: Ctrl+C, a scheduler, a closed terminal (which Windows does not tell of)."""
+
+
 class Stop:
-    """Ctrl+C: the first finishes the step and saves, the second gives up at once."""
+    """A request to end: the first finishes the step and saves, a second Ctrl+C gives up at once.
+
+    Files are written whole or not at all, so giving up costs the steps since the last save and no more.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self.phase = Phase("start")
+        heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+        self.previous = {number: signal.signal(number, self) for number in heeded}
 
-    def __call__(self, *_: object) -> None:
-        if self.asked:
+    def __call__(self, number: int, _: object) -> None:
+        """Handles a signal; only `os` is used, since the one interrupted may be in the middle of printing."""
+        if number == getattr(signal, "SIGHUP", None):
+            silence(*(descriptor for descriptor in (1, 2) if os.isatty(descriptor)))
+        elif self.asked:
+            if os.isatty(1):
+                os.write(1, SHOW_CURSOR)
             os._exit(EXIT_INTERRUPTED)
+        else:
+            os.write(2, b"stopping after this step and saving; Ctrl+C again gives up\n")
         self.asked = True
-        sys.stderr.write("stopping after this step and saving; Ctrl+C again gives up\n")
+
+    def hears(self, tell: Tell) -> Tell:
+        """A listener that ends the run between two pieces of work outside the training loop, which polls by itself.
+
+        Raises:
+            Interrupted: out of the listener, so that the verb unwinds as it does for an error.
+        """
+
+        def heard(event: Event) -> None:
+            tell(event)
+            self.phase = event if isinstance(event, Phase) else self.phase
+            if self.asked and isinstance(event, Phase | Tick) and self.phase.unit != "steps":
+                raise Interrupted(
+                    f"stopped at: {self.phase.name}", expected="what has its final name is whole",
+                    advice="the same command goes on, with --resume where steps were saved",
+                )  # fmt: skip
+
+        return heard
+
+    def close(self) -> None:
+        """Gives the signals back."""
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
 
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -70,7 +110,6 @@ def train(
 ) -> None:
     """Its line of help stands where it is registered, so that `deltaw --help` need not load every option."""
     stop = Stop()
-    previous = signal.signal(signal.SIGINT, stop)
     given = {name: value for name, value in flags.items() if value is not None and value is not False}
     try:
         with listening(as_json_lines=json) as show:
@@ -80,8 +119,8 @@ def train(
                 run.look(folder, options.parse(given, settings or (), config), strict=strict, tell=show)
                 return
             run.train(
-                folder, config=config, settings=settings or (), strict=strict, stop_asked=lambda: stop.asked, tell=show,
-                **given,
+                folder, config=config, settings=settings or (), strict=strict, stop_asked=lambda: stop.asked,
+                tell=stop.hears(show), **given,
             )  # fmt: skip
     finally:
-        signal.signal(signal.SIGINT, previous)
+        stop.close()

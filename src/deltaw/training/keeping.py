@@ -36,6 +36,8 @@ def save(session: Session, work: Work, run: Run, probes: Mapping[int, Tensor]) -
         run: where it stands.
         probes: the answers to the fixed questions by step.
     """
+    if not session.folder.path.is_dir():
+        session.tell(Warn("the result folder was removed during the run; it is made again, without what was in it"))
     _write(session, session.folder.snapshot(run.step), _rounded(session, work), "snapshot")
     adapter = {name: p.detach() for name, p in work.wrapped.parameters().items()}
     history = {f"probe/{step}": losses for step, losses in probes.items()}

@@ -16,7 +16,7 @@ from deltaw.errors import InputError, Interrupted
 from deltaw.events import Note, Phase, Saved, Table, Tell, Warn, silent
 from deltaw.families import sd
 from deltaw.options import Given
-from deltaw.training import diagnose, drawing, fingerprint, keeping, loop, optim, plan, report, verify
+from deltaw.training import diagnose, drawing, exhausted, fingerprint, keeping, loop, optim, plan, report, verify
 from deltaw.training.folder import Diary, RunFolder, locked, prepare, write_config
 from deltaw.training.judging import Judge
 from deltaw.training.plan import Plan
@@ -59,7 +59,8 @@ def train(
             saved, other = keeping.reopen(session, anyway=bool(given.options.resume_anyway))
         write_config(run_folder.config, made.values, given.options.base or str(zoo.bundled_base()))
         fingerprint.write_pictures(run_folder.pictures, made, dataset)
-        return _run(session, saved, other, stop_asked)
+        with exhausted.named(made.settings, run_folder):
+            return _run(session, saved, other, stop_asked)
 
 
 def look(folder: Path, given: Given, *, strict: bool, tell: Tell) -> tuple[sd.StableDiffusion, Dataset, Plan]:

@@ -48,6 +48,11 @@ def save(path: Path, state: State) -> None:
     tensorfile.write(path, tensors, {"deltaw.state": json.dumps(about, sort_keys=True)})
 
 
+def step_of(path: Path) -> int:
+    """The step that a state was saved after, from its header."""
+    return int(_about(path)["step"])
+
+
 def load(path: Path) -> State:
     """Reads a state.
 
@@ -56,17 +61,22 @@ def load(path: Path) -> State:
     """
     if not path.is_file():
         raise InputError("there is no run to resume", where=path, advice="leave --resume out, or give the run's --out")
+    about = _about(path)
+    parts: dict[str, dict[str, Tensor]] = {"adapter": {}, "optimizer": {}, "history": {}}
+    for name, tensor in tensorfile.read(path).items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = tensor
+    return State(about["step"], **parts, fingerprint=about["fingerprint"], notes=about["notes"])
+
+
+def _about(path: Path) -> dict[str, Any]:
     about = json.loads(tensorfile.read_header(path).metadata.get("deltaw.state", "{}"))
     if about.get("format") != FORMAT:
         raise InputError(
             f"the state has format {about.get('format')}", where=path, expected=f"format {FORMAT}",
             advice="resume it with the DeltaW that wrote it",
         )  # fmt: skip
-    parts: dict[str, dict[str, Tensor]] = {"adapter": {}, "optimizer": {}, "history": {}}
-    for name, tensor in tensorfile.read(path).items():
-        part, _, rest = name.partition("/")
-        parts[part][rest] = tensor
-    return State(about["step"], **parts, fingerprint=about["fingerprint"], notes=about["notes"])
+    return about
 
 
 def differences(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
