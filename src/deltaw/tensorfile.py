@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "DTYPE_BYTES", "Header", "Region", "TensorInfo", "Tensors", "dtype_name", "lazy", "order", "raw", "read", "read_header",
-    "replacing", "stream", "write", "write_bytes", "write_text",
+    "DTYPE_BYTES", "Header", "Region", "TensorInfo", "Tensors", "append", "dtype_name", "lazy", "order", "raw", "read",
+    "read_header", "replacing", "stream", "torch_dtype", "write", "write_bytes", "write_text",
 ]  # fmt: skip
 
 _CHUNK_BYTES = 1 << 20
@@ -42,14 +42,30 @@ class Region:
     begin: int
     n_bytes: int
 
+    def fill(self, room: memoryview) -> None:
+        """Reads the bytes into memory of their size."""
+        self.file.seek(self.begin)
+        done = 0
+        while done < len(room):
+            n = self.file.readinto(room[done:])  # type: ignore[attr-defined]  # of every binary file
+            if not n:
+                raise _shorter(self.file)
+            done += n
+
     def copy_to(self, target: IO[bytes]) -> None:
         """Appends the bytes to another open file, in the kernel where it can."""
         begin, end = self.begin, self.begin + self.n_bytes
         while begin < end:
             n = _copy_some(self.file, begin, min(end - begin, 1 << 26), target)
             if not n:
-                raise InputError("the file became shorter while it was read", where=getattr(self.file, "name", None))
+                raise _shorter(self.file)
             begin += n
+
+
+def _shorter(file: IO[bytes]) -> InputError:
+    return InputError(
+        "the file became shorter while it was read", where=getattr(file, "name", None), advice="try again"
+    )
 
 
 def _copy_some(source: IO[bytes], begin: int, n_bytes: int, target: IO[bytes]) -> int:
@@ -103,16 +119,10 @@ class Tensors:
         content = torch.empty((end - begin) * row_bytes, dtype=torch.uint8)
         if content.numel():
             self._fill(content.numpy().data, info.begin + begin * row_bytes)
-        return content.view(_torch_dtype(info.dtype)).reshape(end - begin, *info.shape[1:])
+        return content.view(torch_dtype(info.dtype)).reshape(end - begin, *info.shape[1:])
 
     def _fill(self, room: memoryview, begin: int) -> None:
-        self._file.seek(self.header.data_start + begin)
-        done = 0
-        while done < len(room):
-            n = self._file.readinto(room[done:])  # type: ignore[attr-defined]  # of every binary file
-            if not n:
-                raise InputError("the file became shorter while it was read", where=self.path, advice="try again")
-            done += n
+        Region(self._file, self.header.data_start + begin, len(room)).fill(room)
 
 
 @contextlib.contextmanager
@@ -127,7 +137,8 @@ def lazy(path: str | Path) -> Iterator[Tensors]:
         yield Tensors(path, header, file)  # type: ignore[arg-type]  # a FileIO reads bytes as well
 
 
-def _torch_dtype(name: str) -> torch.dtype:
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype that safetensors calls by this name."""
     import torch
 
     return getattr(torch, next(ours for ours, theirs in _DTYPE_NAMES.items() if theirs == name))
@@ -235,11 +246,16 @@ def _put(
 def _put_tensor(
     file: IO[bytes], name: str, described: tuple[str, tuple[int, ...]], made: torch.Tensor, path: str | Path
 ) -> None:
-    import torch
-
     if (dtype_name(made.dtype), tuple(made.shape)) != described:
         raise DeltawError(f"{name} is {made.dtype} {tuple(made.shape)}, not {described[0]} {described[1]}", where=path)
-    _write_all(file, made.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    append(file, made)
+
+
+def append(file: IO[bytes], tensor: torch.Tensor) -> None:
+    """Writes a tensor's bytes to an open file, as safetensors keeps them."""
+    import torch
+
+    _write_all(file, tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from deltaw import tensorfile
+from deltaw import spool, tensorfile
 from deltaw.errors import DeltawError
 
 TENSORS = {
@@ -71,3 +71,29 @@ def test_a_disk_that_refuses_while_more_is_written_is_not_forgotten(
     with pytest.raises(DeltawError, match="No space left"):
         tensorfile.stream(tmp_path / "a.safetensors", {"a": ("F32", (2,))}, slow)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_spool_has_no_room_for_lies_on_the_disk_and_comes_back_as_it_was(tmp_path: Path) -> None:
+    with spool.opened(tmp_path, room_bytes=40) as kept:
+        ones = {name: kept.keep(tensor) for name, tensor in TENSORS.items()}
+        places = {type(one.held).__name__ for one in ones.values()}
+        assert places == {"Tensor", "Region"}
+        for name, tensor in TENSORS.items():
+            back = ones[name].tensor()
+            assert (back.dtype, back.shape) == (tensor.dtype, tensor.shape)
+            assert (
+                back.contiguous().reshape(-1).view(torch.uint8).equal(tensor.contiguous().reshape(-1).view(torch.uint8))
+            )
+        spool.write(tmp_path / "spooled", ones, {"x": "1"})
+    tensorfile.write(tmp_path / "plain", TENSORS, {"x": "1"})
+    assert (tmp_path / "spooled").read_bytes() == (tmp_path / "plain").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["plain", "spooled"]
+
+
+def test_a_spool_without_room_anywhere_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tensorfile, "append", full)
+    with spool.opened(tmp_path, room_bytes=0) as kept, pytest.raises(DeltawError, match=r"set results aside.*No space"):
+        kept.keep(torch.zeros(2))

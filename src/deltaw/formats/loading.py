@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deltaw.adapters.scaling import is_finite
 from deltaw.delta import Delta, Update
 from deltaw.errors import InputError
-from deltaw.formats import alphas, cloneofsimo, embedding, fused
+from deltaw.formats import alphas, cloneofsimo, embedding, fused, pickled
 from deltaw.formats.embedding import Claim
 from deltaw.formats.match import Match
 from deltaw.formats.reading import FAMILY, Entry, Reading
 from deltaw.formats.source import Source
-from deltaw.tensorfile import lazy
+from deltaw.tensorfile import Tensors
 
 if TYPE_CHECKING:
     import torch
 
-_OWN_METADATA = (alphas.HEADER, alphas.DTYPES, "format", "deltaw.component", embedding.TOKEN, FAMILY, fused.HEADER)
+_OWN_METADATA = (alphas.HEADER, alphas.DTYPES, "format", "deltaw.component", pickled.TOKEN, FAMILY, fused.HEADER)
 
 
 def build(source: Source, reading: Reading, *, drop_broken: bool) -> tuple[Delta, Match]:
@@ -31,38 +31,76 @@ def build(source: Source, reading: Reading, *, drop_broken: bool) -> tuple[Delta
     Raises:
         InputError: a tensor holds NaN or infinity (and `drop_broken` is not set), or an alpha no number.
     """
-    dtypes = _alpha_dtypes(source)
     updates: dict[str, Update] = {}
     broken: dict[str, str] = {}
     apart: dict[str, str] = {}
-    joined = fused.noted(source.header.metadata)
     notes: list[str] = []
-    with _tensors(source) as get:
+    with opened(source) as get:
+        modules = Modules(source, reading, get)
         for entry in reading.entries:
-            tensors = _canonical(entry, {name: get(key) for name, key in entry.tensors.items()}, reading)
-            if (alpha := _alpha_tensor(source, entry, tensors, dtypes)) is not None:
-                tensors.setdefault("alpha", alpha)
-            if why := _not_finite(tensors):
+            tensors = modules.tensors(entry)
+            if why := not_finite(tensors):
                 broken[entry.stem] = why
                 continue
             notes += _odd(entry.stem, tensors)
             try:
-                updates.update(_updates(entry, tensors, reading, joined.get(entry.stem)))
+                updates.update(modules.updates(entry, tensors))
             except ValueError as error:
                 apart[entry.stem] = str(error)
         vectors = {claim: get(claim.key) for claim in reading.vectors}
-    broken |= {claim.key: why for claim, vector in vectors.items() if (why := _not_finite({"vector": vector}))}
+    broken |= {claim.key: why for claim, vector in vectors.items() if (why := not_finite({"vector": vector}))}
     if broken and not (drop_broken and updates):
-        raise _refused_broken(source.where, broken)
+        raise refused_broken(source.where, broken)
     if apart and not updates:
-        raise _refused_fused(source.where, apart)
+        raise refused_fused(source.where, apart)
     match = replace(reading.match, ignored={**reading.match.ignored, **apart, **broken}, notes=reading.match.notes + tuple(notes),
                     matched=tuple(updates) or reading.match.matched)  # fmt: skip
+    kept = {claim: vector for claim, vector in vectors.items() if claim.key not in broken}
+    return whole(source, reading, updates, kept), match
+
+
+def whole(
+    source: Source, reading: Reading, updates: Mapping[str, Update], vectors: Mapping[Claim, torch.Tensor]
+) -> Delta:
+    """The change of these updates and vectors, with what its file says of itself."""
     metadata = {
-        key: value for key, value in source.header.metadata.items() if not is_dialects(key) and value != "<embed>"
+        key: value for key, value in source.header.metadata.items() if not is_dialects(key) and value != pickled.EMBED
     }
-    kept = _embeddings({claim: vector for claim, vector in vectors.items() if claim.key not in broken}, reading)
-    return Delta(reading.family.name, updates, trigger_words(metadata), metadata, kept), match
+    return Delta(reading.family.name, updates, trigger_words(metadata), metadata, _embeddings(vectors, reading))
+
+
+@dataclass
+class Modules:
+    """Reads the named modules of an open file.
+
+    Args:
+        source: where its tensors lie.
+        reading: what they mean.
+        get: reads a key.
+    """
+
+    source: Source
+    reading: Reading
+    get: Callable[[str], torch.Tensor]
+
+    def __post_init__(self) -> None:
+        self._dtypes = _alpha_dtypes(self.source)
+        self._joined = fused.noted(self.source.header.metadata)
+
+    def tensors(self, entry: Entry) -> dict[str, torch.Tensor]:
+        """An entry's tensors under their canonical names and in canonical shape."""
+        tensors = _canonical(entry, {name: self.get(key) for name, key in entry.tensors.items()}, self.reading)
+        if (alpha := _alpha_tensor(self.source, entry, tensors, self._dtypes)) is not None:
+            tensors.setdefault("alpha", alpha)
+        return tensors
+
+    def updates(self, entry: Entry, tensors: dict[str, torch.Tensor]) -> dict[str, Update]:
+        """Canonical path to update; several for a fused weight.
+
+        Raises:
+            ValueError: the modules of a fused weight cannot be told apart.
+        """
+        return _updates(entry, tensors, self.reading, self._joined.get(entry.stem))
 
 
 def _embeddings(vectors: Mapping[Claim, torch.Tensor], reading: Reading) -> dict[str, dict[str, torch.Tensor]]:
@@ -74,13 +112,18 @@ def _embeddings(vectors: Mapping[Claim, torch.Tensor], reading: Reading) -> dict
 
 
 @contextlib.contextmanager
-def _tensors(source: Source) -> Iterator[Any]:
+def opened(source: Source) -> Iterator[Callable[[str], torch.Tensor]]:
+    """Opens its files; gives what reads a key."""
     with contextlib.ExitStack() as stack:
-        handles = {path: stack.enter_context(lazy(path)) for path in {path for path, _ in source.files.values()}}
+        files = {path: stack.enter_context(path.open("rb", buffering=0)) for path in source.headers}
+        handles = {path: Tensors(path, source.headers[path], file) for path, file in files.items()}  # type: ignore[arg-type]
 
         def get(key: str) -> torch.Tensor:
             path, name = source.files[key]
-            return handles[path].get_tensor(name)
+            tensor, shape = handles[path].get_tensor(name), source.header.tensors[key].shape
+            if key in source.strides:
+                return tensor.as_strided(shape, source.strides[key]).contiguous()
+            return tensor.reshape(shape)
 
         yield get
 
@@ -137,7 +180,8 @@ def _alpha_dtypes(source: Source) -> dict[str, str]:
     return {str(p): d for p, d in known.items() if d == "" or isinstance(getattr(torch, str(d), None), torch.dtype)}
 
 
-def _not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    """What keeps an entry's tensors from being used, or ""."""
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             n_bad = int((~tensor.float().isfinite()).sum())
@@ -183,7 +227,7 @@ def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(word.strip() for word in phrase.split(",") if word.strip())
 
 
-def _refused_fused(where: Path, apart: Mapping[str, str]) -> InputError:
+def refused_fused(where: Path, apart: Mapping[str, str]) -> InputError:
     stem, why = next(iter(apart.items()))
     return InputError(
         f"none of its changes of stacked weights can be told apart into modules ({stem}: {why})", where=where,
@@ -192,7 +236,7 @@ def _refused_fused(where: Path, apart: Mapping[str, str]) -> InputError:
     )  # fmt: skip
 
 
-def _refused_broken(where: Path, broken: Mapping[str, str]) -> InputError:
+def refused_broken(where: Path, broken: Mapping[str, str]) -> InputError:
     shown = "; ".join(f"{stem}: {why}" for stem, why in list(broken.items())[:3])
     return InputError(
         f"{len(broken)} modules hold numbers that are not finite ({shown})", where=where, expected="finite tensors",

@@ -86,10 +86,12 @@ def resolve(header: Header, dialects: Sequence[Dialect], where: Path, shapes: Sh
         return _only_vectors(where, header, vectors)
     in_play = [dialect for dialect in dialects if any(entry.dialect == dialect.NAME for entry in entries)]
     choices = []
-    for family, variant, listed in _candidates(shapes):
-        places = {d.NAME: _places(d, family, variant, listed, header.metadata) for d in in_play}
+    for family, variant, listed in _candidates(shapes, header.metadata):
+        places = {d.NAME: _places(d, family, listed, header.metadata) for d in in_play}
         score = (*_score(entries, places, header, listed), _is_named(family, header.metadata))
         choices.append((score, family, variant, listed, places))
+        if score == (len(entries), len(entries), True):  # the most there is
+            break
     (by_shape, by_name, _), family, variant, listed, places = max(choices, key=lambda choice: choice[0])
     for entry in entries:
         entry.place = places[entry.dialect].get(entry.stem)
@@ -128,8 +130,9 @@ def _fitting(
     return tuple(fitting), unfit
 
 
-def _places(dialect: Dialect, family: Family, variant: str, shapes: Shapes, metadata: Mapping[str, str]) -> Places:
+def _places(dialect: Dialect, family: Family, shapes: Shapes, metadata: Mapping[str, str]) -> Places:
     """The dialect's names of a base; those of the known bases are made once."""
+    variant = next((name for name in family.variants if listing.modules(name) is shapes), "")
     told = tuple((key, metadata[key]) for key in _TELLING if key in metadata)
     if not variant or sum(len(value) for _, value in told) > 1000:
         return dialect.places(family, shapes, metadata)
@@ -155,11 +158,12 @@ def _split(header: Header, dialects: Sequence[Dialect]) -> tuple[list[Entry], li
     return list(entries.values()), unsplit
 
 
-def _candidates(shapes: Shapes | None) -> Iterable[tuple[Family, str, Shapes]]:
+def _candidates(shapes: Shapes | None, metadata: Mapping[str, str]) -> Iterable[tuple[Family, str, Shapes]]:
+    """Every known base, those first that the file says it is for: where one fits, no other is looked at."""
     if shapes is not None:
         yield listing.family_of(shapes), "", shapes
         return
-    for family in families.ALL:
+    for family in sorted(families.ALL, key=lambda family: not _is_named(family, metadata)):
         for variant in family.variants:
             yield family, variant, listing.modules(variant)
 
@@ -170,7 +174,7 @@ def _score(entries: list[Entry], places: Mapping[str, Places], header: Header, s
     for entry in entries:
         if (place := places[entry.dialect].get(entry.stem)) is not None:
             n_name += 1
-            n_shape += not _problem(entry, header, place.shape(shapes))
+            n_shape += not problem(entry, header, place.shape(shapes))
     return n_shape, n_name
 
 
@@ -187,7 +191,7 @@ def _is_named(family: Family, metadata: Mapping[str, str]) -> bool:
     )
 
 
-def _problem(entry: Entry, header: Header, shape: tuple[int, ...]) -> str:
+def problem(entry: Entry, header: Header, shape: tuple[int, ...]) -> str:
     """Why an entry cannot change a weight of `shape`, or "" if it can."""
     tensors = entry.tensors
     if entry.algorithm not in {algorithm.NAME for algorithm in adapters.ALL}:
@@ -214,8 +218,8 @@ def _judge(
             unmatched.update(dict.fromkeys(entry.keys.values(), f"{family.title} has no such module"))
         elif reason := _unusable(entry, header):
             ignored.update(dict.fromkeys(entry.keys.values(), reason))
-        elif problem := _problem(entry, header, entry.place.shape(shapes)):
-            mismatched[entry.stem] = problem
+        elif why := problem(entry, header, entry.place.shape(shapes)):
+            mismatched[entry.stem] = why
         elif reason := _inseparable(entry, header, shapes):
             ignored.update(dict.fromkeys(entry.keys.values(), reason))
         elif entry.place.paths in usable:

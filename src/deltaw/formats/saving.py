@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltaw import adapters, families, tensorfile
+from deltaw import adapters, families, spool, tensorfile
 from deltaw.delta import Delta, Update
 from deltaw.errors import DeltawError, InputError, refuse_all
 from deltaw.families import Family, listing
@@ -15,19 +15,20 @@ from deltaw.families.listing import Shapes
 from deltaw.formats import alphas, embedding, fused, reading
 from deltaw.formats.keys import Place
 from deltaw.formats.source import CONFIG, ROOT, WEIGHTS
+from deltaw.spool import Kept, Spool
 
 if TYPE_CHECKING:
     import torch
 
     from deltaw.formats import Dialect
 
-Tensors = dict[str, "torch.Tensor"]
-
 
 def pack(
-    delta: Delta, dialect: Dialect, where: str | Path, shapes: Shapes | None = None
-) -> tuple[Tensors, dict[str, str]]:
+    delta: Delta, dialect: Dialect, where: str | Path, shapes: Shapes | None, kept: Spool
+) -> tuple[dict[str, Kept], dict[str, str]]:
     """The file's tensors and metadata; `shapes` are those of the base, by default of the best fitting one known.
+
+    One module is looked at after the other, and what is made of it is set aside.
 
     Raises:
         InputError: the dialect cannot hold this change; every reason is named.
@@ -43,7 +44,7 @@ def pack(
     places = dialect.names(family, shapes)
     stems = {path: (stem, place) for stem, place in places.items() for path in place.paths}
     problems: list[DeltawError] = [_refusal(dialect, path, where) for path in delta.updates if path not in stems]
-    tensors: Tensors = {}
+    tensors: dict[str, Kept] = {}
     notes: dict[str, fused.Joined] = {}
     for stem, place in dict(stems[path] for path in delta.updates if path in stems).items():
         try:
@@ -52,7 +53,7 @@ def pack(
                 raise ValueError(f"it has no keys for {algorithm}")
             notes |= {stem: how} if how is not None else {}
             for name, tensor in _as_kept(dialect, named).items():
-                tensors[dialect.key(stem, f"{algorithm}.{name}", len(place.shape(shapes)))] = tensor
+                tensors[dialect.key(stem, f"{algorithm}.{name}", len(place.shape(shapes)))] = kept.keep(tensor)
         except (ValueError, KeyError) as error:
             reason = f"it has no key for {error.args[0]}" if isinstance(error, KeyError) else str(error)
             problems.append(_refusal(dialect, place.paths[0], where, reason))
@@ -60,7 +61,8 @@ def pack(
     metadata = {**delta.metadata, **_trigger(delta), **fused.note(notes), reading.FAMILY: family.name}
     try:
         vectors, named = embedding.pack(delta, dialect.NAME)
-        return {**tensors, **vectors}, {**metadata, **named, **dialect.describe(delta, shapes)}
+        tensors |= {key: kept.keep(vector) for key, vector in vectors.items()}
+        return tensors, {**metadata, **named, **dialect.describe(delta, shapes)}
     except ValueError as error:
         raise InputError(
             f"{dialect.NAME} cannot hold this change: {error}", where=where, advice="choose another dialect"
@@ -77,9 +79,14 @@ def write(delta: Delta, dialect: Dialect, path: str | Path, shapes: Shapes | Non
     Raises:
         InputError: the dialect cannot hold this change; every reason is named.
     """
-    tensors, metadata = pack(delta, dialect, path, shapes)
-    if dialect.NAME != "peft":
-        return tensorfile.write(path, tensors, metadata)
+    with spool.opened(Path(path).parent) as kept:
+        tensors, metadata = pack(delta, dialect, path, shapes, kept)
+        if dialect.NAME == "peft":
+            return _write_folders(Path(path), tensors, metadata)
+        return spool.write(path, tensors, metadata)
+
+
+def _write_folders(path: Path, tensors: Mapping[str, Kept], metadata: dict[str, str]) -> int:
     configs = _by_component(json.loads(metadata.pop(alphas.HEADER)))
     n_bytes = 0
     for component, config in configs.items():
@@ -87,7 +94,7 @@ def write(delta: Delta, dialect: Dialect, path: str | Path, shapes: Shapes | Non
         root = f"{ROOT}{component}."
         own = {ROOT + key.removeprefix(root): tensor for key, tensor in tensors.items() if key.startswith(root)}
         note = {"deltaw.component": component} if len(configs) == 1 else {}
-        n_bytes += tensorfile.write(folder / WEIGHTS, own, {**metadata, **note})
+        n_bytes += spool.write(folder / WEIGHTS, own, {**metadata, **note})
         n_bytes += tensorfile.write_text(folder / CONFIG, json.dumps({"peft_type": "LORA", **config}, indent=2))
     return n_bytes
 
