@@ -16,6 +16,7 @@ from deltaw.errors import UsageError
 from deltaw.events import Note, Phase, Saved, Warn
 from deltaw.judge.questions import Questions
 from deltaw.training import fingerprint, loop, metadata, state, verify
+from deltaw.training.exactly import exactly
 from deltaw.training.loop import Run, Work
 from deltaw.training.session import Session
 
@@ -102,13 +103,14 @@ def finish(session: Session, work: Work, questions: Questions) -> verify.Proof:
     session.tell(Phase("write and prove"))
     _write(session, session.folder.result, _rounded(session, work), "LoRA")
     asked = questions.groups[0]
-    few = slice(0, verify.N_QUESTIONS)
     # in float32, or the rounding of bfloat16 layers would drown what the file's precision costs
-    exact = replace(work, unet=work.unet.float(), dtype=torch.float32)
+    exact = replace(work, dtype=torch.float32)
+    few = torch.arange(len(asked.x))[: verify.N_QUESTIONS].split(verify.BATCH)
 
     @torch.no_grad()
     def predict() -> Tensor:
-        return loop.predict(exact, asked.x[few], asked.times[few], asked.text[few]).cpu()
+        with exactly(work.unet):
+            return torch.cat([loop.predict(exact, asked.x[i], asked.times[i], asked.text[i]).cpu() for i in few])
 
     trained = inject.take(work.wrapped, session.base.family, "unet")
     proof = verify.prove(session.folder.result, trained, work.wrapped, "unet", predict, session.shapes)

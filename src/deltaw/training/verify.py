@@ -19,6 +19,8 @@ TOLERANCE = 0.01
 """How far the file's effect may be from the trained one, relative to the effect. Rounding to float16 costs about a tenth of it."""
 N_QUESTIONS = 8
 """Noisy latents that the proof asks the network about."""
+BATCH = 2
+"""Of them at a time; more costs memory in float32 and gains little."""
 
 
 @dataclass(frozen=True)
