@@ -157,7 +157,7 @@ def test_every_algorithm_of_fused_modules_is_held_or_refused_by_name(
     holds = algorithm in ("lora", "full", "oft", "ia3")
     for dialect in ("kohya", "kohya-diffusers"):
         if dialect == "kohya" and not holds:
-            with pytest.raises(InputError, match="kohya cannot hold.*differ"):
+            with pytest.raises(InputError, match=r"kohya cannot hold.*differ"):
                 formats.save(delta, tmp_path / dialect, dialect)
             continue
         formats.save(delta, tmp_path / dialect, dialect)

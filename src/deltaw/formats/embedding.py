@@ -6,8 +6,7 @@
 | kohya SD 1/2 | `emb_params` | the file's name |
 | SDXL, SD 3, FLUX | `clip_l`, `clip_g`, `t5` | the file's name |
 | bundle (LyCORIS, A1111) | `bundle_emb.<token>.<one of the above, or string_to_param.*>` | the key |
-
-A1111's own `.pt` is a pickle and is refused as one.
+| A1111's `.pt` | `string_to_param.*` (`pickled` reads it) | its `name`, or the file's |
 """
 
 from __future__ import annotations
@@ -20,15 +19,13 @@ from deltaw import families
 from deltaw.delta import Delta
 from deltaw.families import Family, listing
 from deltaw.families.listing import Shapes
+from deltaw.formats.pickled import EMBED, TOKEN
 from deltaw.tensorfile import Header
 
 if TYPE_CHECKING:
     import torch
 
 BUNDLE = "bundle_emb."
-TOKEN = "deltaw.token"
-"""Header key: the token of a file whose keys do not name it and whose name may change."""
-
 _SINGLE = ("emb_params", "string_to_param.*", "string_to_param")
 _PART = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "", "t5xxl": ""}
 """Named encoders; T5's component is the family's last."""
@@ -67,7 +64,7 @@ def claims(keys: Iterable[str], header: Header, stem: str) -> list[Claim]:
             found.append(Claim(key, token, ""))
         elif alone and key in _PART:
             found.append(Claim(key, token, key))
-        elif header.metadata.get(key) == "<embed>" or (alone and len(keys) == 1 and "." not in key):
+        elif header.metadata.get(key) == EMBED or (alone and len(keys) == 1 and "." not in key):
             found.append(Claim(key, key, ""))
     return found
 
@@ -119,7 +116,7 @@ def pack(delta: Delta, dialect: str) -> tuple[dict[str, torch.Tensor], dict[str,
         if any(set(parts) != {"text_encoder"} for parts in delta.embeddings.values()):
             raise ValueError("it knows one text encoder")
         vectors = {token: parts["text_encoder"] for token, parts in delta.embeddings.items()}
-        return vectors, dict.fromkeys(vectors, "<embed>")
+        return vectors, dict.fromkeys(vectors, EMBED)
     if dialect not in ("kohya", "kohya-diffusers"):
         raise ValueError("it has no place for the vectors of tokens")
     if bad := [token for token in delta.embeddings if "." in token]:

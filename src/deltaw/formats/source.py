@@ -10,13 +10,14 @@ from typing import Any
 
 from deltaw.errors import InputError
 from deltaw.families.listing import COMPONENTS
-from deltaw.formats import alphas
+from deltaw.formats import alphas, pickled, torch_file
 from deltaw.tensorfile import Header, TensorInfo, read_header
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+PICKLED_WEIGHTS = "adapter_model.bin"
 ROOT = "base_model.model."
-DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
+DIFFUSERS_NAMES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,16 @@ class Source:
         where: what the user gave.
         header: every key once; its offsets are those in the key's own file.
         files: key to the file it lies in and its name there.
+        headers: file to what it says of its own tensors: where they lie.
+        strides: key to strides of those that do not lie row by row (pickled files).
         configs: stem prefix to the `LoraConfig` that holds its alphas.
     """
 
     where: Path
     header: Header
     files: Mapping[str, tuple[Path, str]]
+    headers: Mapping[Path, Header]
+    strides: Mapping[str, tuple[int, ...]]
     configs: Mapping[str, Mapping[str, Any]]
 
 
@@ -50,20 +55,30 @@ def locate(path: str | Path) -> Source:
     folders = {component: path / component for component in COMPONENTS if (path / component / CONFIG).exists()}
     if folders:
         return _adapters(path, folders)
-    if (path / DIFFUSERS_NAME).exists():
-        return _file(path / DIFFUSERS_NAME)
-    raise InputError("no LoRA is in this folder", where=path, expected=f"{CONFIG} or {DIFFUSERS_NAME}",
+    for name in DIFFUSERS_NAMES:
+        if (path / name).exists():
+            return _file(path / name)
+    raise InputError("no LoRA is in this folder", where=path, expected=f"{CONFIG} or {DIFFUSERS_NAMES[0]}",
                      advice="give the file itself")  # fmt: skip
 
 
 def _file(path: Path) -> Source:
-    header = read_header(path)
+    header, stored, strides = _headers(path)
     packed = _object(header.metadata.get(alphas.HEADER, "{}"), path)
     configs: dict[str, dict[str, Any]] = {}
     for key, value in packed.items():
         component, _, name = key.partition(".")
         configs.setdefault(f"{component}.", {})[name] = value
-    return Source(path, header, {key: (path, key) for key in header.tensors}, configs)
+    return Source(path, header, {key: (path, key) for key in header.tensors}, {path: stored}, strides, configs)
+
+
+def _headers(path: Path) -> tuple[Header, Header, Mapping[str, tuple[int, ...]]]:
+    """What a file's tensors are, where they lie, and the strides of those that do not lie row by row."""
+    if torch_file.is_one(path):
+        read = pickled.read(path)
+        return read.header, read.stored, read.strides
+    header = read_header(path)
+    return header, header, {}
 
 
 def _adapters(where: Path, folders: Mapping[str, Path]) -> Source:
@@ -71,14 +86,20 @@ def _adapters(where: Path, folders: Mapping[str, Path]) -> Source:
     files: dict[str, tuple[Path, str]] = {}
     configs: dict[str, dict[str, Any]] = {}
     metadata: dict[str, str] = {}
+    headers: dict[Path, Header] = {}
+    strides: dict[str, tuple[int, ...]] = {}
     for component, folder in folders.items():
         configs[f"{ROOT}{component}."[: None if component else -1]] = _config(folder / CONFIG)
-        header = read_header(folder / WEIGHTS)
+        weights = folder / (
+            PICKLED_WEIGHTS if not (folder / WEIGHTS).exists() and (folder / PICKLED_WEIGHTS).exists() else WEIGHTS
+        )
+        header, headers[weights], steps = _headers(weights)
         metadata.update(header.metadata)
         for key, info in header.tensors.items():
             name = f"{ROOT}{component}.{key.removeprefix(ROOT)}" if component else key
-            tensors[name], files[name] = info, (folder / WEIGHTS, key)
-    return Source(where, Header(tensors, metadata, 0), files, configs)
+            tensors[name], files[name] = info, (weights, key)
+            strides |= {name: steps[key]} if key in steps else {}
+    return Source(where, Header(tensors, metadata, 0), files, headers, strides, configs)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from deltaw.formats import loading, readers
 from deltaw.formats.match import Match
 from deltaw.formats.reading import Entry, Reading
 from deltaw.formats.source import Source
-from deltaw.tensorfile import read_header
 
 _RANK_AXIS = {"down": 0, "w1_b": 0, "w2_b": 0, "a2": 0}
 """Tensors whose first axis is a rank."""
@@ -132,15 +131,14 @@ def inspect(
 
 def _scan(source: Source, reading: Reading) -> tuple[dict[str, str], tuple[str, ...], dict[str, float]]:
     """Reads every tensor once: which hold numbers that are not finite, which are zero, and the alphas by stem."""
-    contents = {path: np.memmap(path, np.uint8, "r") for path in {path for path, _ in source.files.values()}}
-    starts = {path: read_header(path) for path in contents}
+    contents = {path: np.memmap(path, np.uint8, "r") for path in source.headers}
     broken: dict[str, str] = {}
     zero: list[str] = []
     alphas: dict[str, float] = {}
     for entry in reading.entries:
         for name, key in entry.tensors.items():
             path, own = source.files[key]
-            header = starts[path]
+            header = source.headers[path]
             info = header.tensors[own]
             raw = contents[path][header.data_start + info.begin : header.data_start + info.end]
             if name == "alpha" and (value := _number(raw, info.dtype)) is not None:
