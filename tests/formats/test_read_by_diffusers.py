@@ -59,6 +59,7 @@ def by_hand(pipe, delta: Delta, strength: float) -> None:
     [
         ("diffusers", (1.0, 3.0), (4, 2)),
         ("diffusers", (None, None), (4, 2)),
+        ("diffusers-middle", (None, None), (4, 2)),
         ("kohya", (1.0, 1.0), (4, 4)),
         (
             "kohya",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltaw import adapters, formats
+from deltaw import adapters, formats, tensorfile
 from deltaw.delta import Delta, Update
 from deltaw.errors import InputError, ManyErrors
 from deltaw.families import listing
@@ -67,8 +67,40 @@ def test_lora_is_held_and_not_refused(family: str, variant: str, dialect: str, t
     assert formats.save(made.delta(family, variant), tmp_path / "x", dialect) > 0
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["one down", "a down each"])
+def test_xlabs_means_the_same_to_diffusers(apart: bool, tmp_path: Path) -> None:
+    """Through diffusers' own converter; q, k and v as one, with the absent `add_v_proj` as zero rows."""
+    conversion = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
+    ends = (".to_q", ".to_k", ".to_v", ".add_q_proj", ".add_k_proj", ".to_out.0", ".to_add_out", ".7.proj_out")
+    blocks = ("transformer.transformer_blocks.4.attn.", "transformer.single_transformer_blocks.7.")
+    among = [path for path in listing.modules("flux1") if path.startswith(blocks) and path.endswith(ends)]
+    delta = made.delta("flux1", "flux1", among=among, alpha=None)
+    if not apart:
+        shared = {p: u if p.endswith(("out.0", "out")) else _with_down(u, 3072) for p, u in delta.updates.items()}
+        delta = Delta("flux1", shared)
+    formats.save(delta, tmp_path / "x.safetensors", "xlabs")
+    back, match = formats.load(tmp_path / "x.safetensors", strict=True)
+    assert made.same(delta, back) == ""
+    assert match.dialects.keys() == {"xlabs"}
+    converted = conversion._convert_xlabs_flux_lora_to_diffusers(tensorfile.read(tmp_path / "x.safetensors"))
+    for path, update in delta.updates.items():
+        up, down = (converted.pop(f"{path}.lora_{kind}.weight").float() for kind in "BA")
+        wanted = update.tensors["up"].float() @ update.tensors["down"].float()
+        assert (up @ down - wanted).abs().max() <= 1e-5 * float(wanted.abs().max()), path
+    assert not any(tensor.any() for key, tensor in converted.items() if "lora_B" in key)
+    outside = made.delta("flux1", "flux1", among=["transformer.transformer_blocks.4.ff.net.2"], alpha=None)
+    with pytest.raises(InputError, match=r"xlabs cannot hold transformer\.transformer_blocks\.4\.ff"):
+        formats.save(outside, tmp_path / "y.safetensors", "xlabs")
+
+
+def _with_down(update: Update, width: int) -> Update:
+    return Update("lora", {**update.tensors, "down": torch.ones(2, width).half() / 4})
+
+
 @pytest.mark.skipif(not LORAS.is_dir(), reason="the real file is not part of the repository")
-@pytest.mark.parametrize("dialect", formats.ALL, ids=lambda d: d.NAME)
+@pytest.mark.parametrize(
+    "dialect", [d for d in formats.ALL if d.NAME != "xlabs"], ids=lambda d: d.NAME
+)  # FLUX.1's alone
 def test_a_real_file_goes_through_every_dialect(dialect: formats.Dialect, tmp_path: Path) -> None:
     real, match = formats.load(LORAS / "analog_svd_rank4.safetensors", strict=True)
     assert (match.family, match.variant, len(match.matched), match.dialects) == (

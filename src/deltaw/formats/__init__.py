@@ -17,6 +17,7 @@ from deltaw.formats import (
     cloneofsimo,
     comfy,
     diffusers,
+    diffusers_middle,
     diffusers_old,
     kohya,
     kohya_diffusers,
@@ -24,6 +25,7 @@ from deltaw.formats import (
     peft,
     reading,
     saving,
+    xlabs,
 )
 from deltaw.formats.keys import Places
 from deltaw.formats.match import Match
@@ -82,7 +84,9 @@ class Dialect(Protocol):
         ...
 
 
-ALL: tuple[Dialect, ...] = (cloneofsimo, kohya, kohya_diffusers, diffusers_old, diffusers, peft, comfy)
+ALL: tuple[Dialect, ...] = (
+    cloneofsimo, kohya, kohya_diffusers, xlabs, diffusers_old, diffusers_middle, diffusers, peft, comfy,
+)  # fmt: skip
 """Every dialect, in the order in which a key is shown to them."""
 
 
