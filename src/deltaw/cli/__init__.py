@@ -17,6 +17,10 @@ app.command(
     "deltaw.cli.training:train", name="train",
     help="Train a LoRA on a folder of pictures and prove that the written file works.",
 )  # fmt: skip
+app.command(
+    "deltaw.cli.training:rebuild", name="rebuild",
+    help="Repeat the run that wrote a LoRA, from its own header, and say whether the result is bit-identical.",
+)  # fmt: skip
 
 # GNU OpenMP's waiting threads spin, which brings training to a standstill when other programs use the cores: ten
 # times slower, with a short spin twice, and nothing is lost on an idle machine (`python -m benchmarks.threads`).

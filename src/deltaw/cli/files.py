@@ -178,6 +178,21 @@ def strip(file: Path, /, *, out: Out, json: AsJson = False) -> None:
 
 
 @app.command
+def share(
+    file: Path,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"], help="Write a copy without it.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Show what a LoRA says of its maker: paths, names, captions, times; with -o a copy without it."""
+    with listening(as_json_lines=json) as show:
+        from deltaw.verbs import share as verb
+
+        verb.share(file, out, tell=show)
+
+
+@app.command
 def edit(
     file: Path,
     /,

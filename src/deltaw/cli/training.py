@@ -116,11 +116,35 @@ def train(
             from deltaw.training import run
 
             if dry_run:
-                run.look(folder, options.parse(given, settings or (), config), strict=strict, tell=show)
+                run.dry_run(folder, options.parse(given, settings or (), config), strict=strict, tell=show)
                 return
             run.train(
                 folder, config=config, settings=settings or (), strict=strict, stop_asked=lambda: stop.asked,
                 tell=stop.hears(show), **given,
+            )  # fmt: skip
+    finally:
+        stop.close()
+
+
+def rebuild(
+    file: Annotated[Path, Parameter(help="A LoRA by `deltaw train`.")],
+    folder: Annotated[Path, Parameter(help="The pictures that it was trained on.")],
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(help="Result folder. Default: runs/NAME-rebuilt.")] = None,
+    base: Annotated[str | None, Parameter(help="The base that it was trained on. Default: the bundled one.")] = None,
+    settings: Settings = None,
+    json: AsJson = False,
+) -> None:
+    """Its line of help stands where it is registered, as that of `train`."""
+    stop = Stop()
+    try:
+        with listening(as_json_lines=json) as show:
+            from deltaw.training import rebuild as again
+
+            again.rebuild(
+                file, folder, out=out or Path("runs") / f"{file.stem}-rebuilt", base=base, settings=settings or (),
+                stop_asked=lambda: stop.asked, tell=stop.hears(show),
             )  # fmt: skip
     finally:
         stop.close()

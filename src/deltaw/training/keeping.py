@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from deltaw import families, formats, inject
-from deltaw._version import VERSION
 from deltaw.delta import Delta
 from deltaw.errors import UsageError
 from deltaw.events import Note, Phase, Saved, Warn
@@ -129,8 +128,7 @@ def _rounded(session: Session, work: Work) -> Delta:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         session.tell(Warn(f"{', '.join(lost[:3])}{more}: numbers too large for {made.settings.save_dtype}; the file is "
                           "written in float32. A lower --lr keeps them small"))  # fmt: skip
-    about = metadata.describe(session.folder.name, families.named(base.family), made, base.objective.name,
-                              base.folder.digest("unet"), VERSION)  # fmt: skip
+    about = metadata.describe(session.folder.name, families.named(base.family), made, session.dataset, base)
     words = metadata.trigger_words(made)
     return Delta(base.family, rounded.updates, (words,) if words else (), about)
 

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from typing import Any
+
+from deltaw._version import VERSION
+from deltaw.data.folder import Dataset
 from deltaw.families.family import Family
+from deltaw.families.sd import StableDiffusion
+from deltaw.training import fingerprint
 from deltaw.training.plan import Plan, common_ending
+
+RECIPE = "deltaw.recipe"
+"""The header entry that `deltaw rebuild` repeats a run from."""
+RECIPE_FORMAT = 1
 
 
 def trigger_words(plan: Plan) -> str:
@@ -11,10 +23,8 @@ def trigger_words(plan: Plan) -> str:
     return plan.settings.trigger or common_ending(plan.captions)
 
 
-def describe(
-    name: str, family: Family, plan: Plan, prediction_type: str, base_sha256: str, version: str
-) -> dict[str, str]:
-    """kohya's minimal `ss_*` keys and modelspec's; no path, user name, caption or time of day.
+def describe(name: str, family: Family, plan: Plan, dataset: Dataset, base: StableDiffusion) -> dict[str, str]:
+    """kohya's minimal `ss_*` keys, modelspec's, and a recipe; no path, user name, caption or time of day.
 
     Times are left out so that the same run gives the same bytes.
 
@@ -22,9 +32,8 @@ def describe(
         name: of the file, without its ending.
         family: of the base.
         plan: of the run.
-        prediction_type: of the base.
-        base_sha256: of the base's denoiser.
-        version: of DeltaW.
+        dataset: its pictures.
+        base: that it was trained on.
     """
     settings = plan.settings
     words = trigger_words(plan)
@@ -32,7 +41,7 @@ def describe(
         "ss_output_name": name,
         "ss_base_model_version": family.kohya_version,
         "ss_v2": str(family.name == "sd2"),
-        "ss_new_sd_model_hash": base_sha256,
+        "ss_new_sd_model_hash": base.folder.digest("unet"),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(settings.rank),
         "ss_network_alpha": f"{settings.alpha:g}",
@@ -51,9 +60,26 @@ def describe(
         "modelspec.implementation": "diffusers",
         "modelspec.title": name,
         "modelspec.resolution": f"{settings.resolution}x{settings.resolution}",
-        "modelspec.prediction_type": {"v_prediction": "v"}.get(prediction_type, prediction_type),
-        "deltaw.version": version,
+        "modelspec.prediction_type": {"v_prediction": "v"}.get(base.objective.name, base.objective.name),
+        "deltaw.version": VERSION,
+        RECIPE: json.dumps(recipe(plan, dataset, base), sort_keys=True),
     }
     if words:
         found["modelspec.trigger_phrase"] = words
     return found
+
+
+def recipe(plan: Plan, dataset: Dataset, base: StableDiffusion) -> dict[str, Any]:
+    """What repeats the run, given the same pictures and base: settings, digests, versions.
+
+    Prompts of the contact sheet are left out: they quote captions and the weights do not depend on them.
+    """
+    settings = {k: v for k, v in asdict(plan.settings).items() if k != "prompts"}
+    return {
+        "format": RECIPE_FORMAT,
+        "settings": settings,
+        "pictures": fingerprint.of_pictures(plan, dataset),
+        "n_pictures": len(dataset.pictures),
+        "base": fingerprint.of_base(base.folder),
+        "versions": fingerprint.versions(),
+    }

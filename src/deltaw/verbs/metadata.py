@@ -56,7 +56,7 @@ def edit(
             f"the header has no {missing[0]!r}", where=file, expected=", ".join(header.metadata) or "no entries at all"
         )
     kept = {name: value for name, value in header.metadata.items() if name not in drop}
-    return _written(file, out, header, {**kept, **(put or {})}, tell)
+    return written(file, out, header, {**kept, **(put or {})}, tell)
 
 
 def strip(file: str | Path, out: str | Path, *, tell: Tell = silent) -> MetadataReport:
@@ -68,12 +68,23 @@ def strip(file: str | Path, out: str | Path, *, tell: Tell = silent) -> Metadata
     """
     header = tensorfile.read_header(file)
     kept = {n: v for n, v in header.metadata.items() if n in KEPT_BY_STRIP or loading.is_dialects(n)}
-    return _written(file, out, header, kept, tell)
+    return written(file, out, header, kept, tell)
 
 
-def _written(
+def written(
     file: str | Path, out: str | Path, header: tensorfile.Header, metadata: Mapping[str, str], tell: Tell
 ) -> MetadataReport:
+    """Writes a copy with another header, the tensors byte for byte.
+
+    Args:
+        file: what to copy; `header`: as read from it.
+        out: what to write; never `file`.
+        metadata: the new entries.
+        tell: hears what was saved.
+
+    Raises:
+        UsageError: `out` is the input.
+    """
     require_other(file, out)
     described = {name: (info.dtype, info.shape) for name, info in header.tensors.items()}
     with tensorfile.lazy(file) as tensors:
