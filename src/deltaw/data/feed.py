@@ -17,6 +17,8 @@ from deltaw.events import Phase, Tell, Tick
 from deltaw.families.sd import StableDiffusion
 
 TEXT_BATCH = 32
+ENCODED_IN = "float32"
+"""The encoders' precision, whatever the network's (`StableDiffusion.image_encoder`, `text_encoder`)."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def _latents(
     cache: Cache, tell: Tell,
 ) -> list[Tensor]:  # fmt: skip
     digest = base.folder.digest("vae")
-    keys = [key("latent", digest, p.digest, f"{w}x{h}") for p, (w, h) in zip(pictures, sizes_px, strict=True)]
+    keys = [key("latent", digest, ENCODED_IN, p.digest, f"{w}x{h}") for p, (w, h) in zip(pictures, sizes_px, strict=True)]
     found = [cache.get(name) for name in keys]
     missing = [i for i, entry in enumerate(found) if entry is None]
     if missing:
@@ -80,8 +82,8 @@ def _latents(
 def _texts(
     base: StableDiffusion, texts: Sequence[str], device: torch.device, cache: Cache, tell: Tell
 ) -> dict[str, Tensor]:
-    digest = base.folder.digest("text_encoder")
-    keys = {text: key("text", digest, text) for text in texts}
+    digest, words = base.folder.digest("text_encoder"), base.folder.tokenizer_digest()
+    keys = {text: key("text", digest, words, ENCODED_IN, text) for text in texts}
     found = {text: cache.get(name) for text, name in keys.items()}
     missing = [text for text, entry in found.items() if entry is None]
     if missing:

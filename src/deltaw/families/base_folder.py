@@ -74,6 +74,17 @@ class BaseFolder:
             self._digests[part] = total.hexdigest()
         return self._digests[part]
 
+    def tokenizer_digest(self) -> str:
+        """SHA-256 over the tokenizer's files: another one gives a caption other tokens."""
+        total = hashlib.sha256()
+        for file in sorted((self.path / "tokenizer").glob("*")):
+            total.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        return total.hexdigest()
+
+    def schedule_digest(self) -> str:
+        """SHA-256 over the scheduler's config: what is predicted, and at which noise."""
+        return hashlib.sha256(json.dumps(self.configs["scheduler"], sort_keys=True).encode()).hexdigest()
+
 
 def find(base: str) -> Path:
     """The folder of a base given as a path or as a hub id; a path is never looked up as an id.

@@ -35,7 +35,8 @@ def versions() -> dict[str, str]:
 
 def of_base(base: BaseFolder) -> dict[str, str]:
     """SHA-256 of the base's parts by name."""
-    return {f"base {part}": base.digest(part) for part in PARTS}
+    parts = {f"base {part}": base.digest(part) for part in PARTS}
+    return {**parts, "base tokenizer": base.tokenizer_digest(), "base schedule": base.schedule_digest()}
 
 
 def of_pictures(plan: Plan, dataset: Dataset) -> str:
