@@ -1,27 +1,118 @@
-"""Which snapshot to use."""
+"""Which snapshot to use, whether more steps would pay, and when they have stopped paying."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
+WORTH = 0.005
+"""A share of the loss below which nobody tells two snapshots apart: what noise may cost, and what a step must bring."""
+PATIENCE = 2
+"""Marks without a new best that are waited for before a run stops."""
 
-def recommend(losses: Sequence[tuple[int, Tensor]]) -> tuple[int, str]:
-    """The earliest snapshot whose loss is within noise of the best one's, and why.
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that could be the result.
 
     Args:
-        losses: (step, losses (n, k) by picture and question) of every snapshot, on the same questions.
+        step: optimizer steps it took.
+        losses: (n, k), picture by question, on the same questions as every other.
+        n_averaged: snapshots it is the mean of, ending with `step`; 1 is the snapshot itself.
     """
-    best_step, best = min(losses, key=lambda item: float(item[1].mean()))
-    step = next(step for step, candidate in losses if _within_noise((candidate - best).mean(1)))
-    if step == best_step:
-        return step, "it has the lowest loss"
-    return step, f"it is within noise of the lowest loss (step {best_step}) and was there earlier"
+
+    step: int
+    losses: Tensor
+    n_averaged: int = 1
+
+    @property
+    def loss(self) -> float:
+        """Mean over pictures and questions."""
+        return float(self.losses.mean())
+
+    @property
+    def name(self) -> str:
+        """As a person reads it."""
+        return f"step {self.step}" if self.n_averaged == 1 else f"the mean of {self.n_averaged} up to step {self.step}"
 
 
-def _within_noise(difference: Tensor) -> bool:
-    """The mean difference (n,) is at most its standard error; one picture has no spread to tell noise by."""
-    noise = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    return float(difference.mean()) <= noise
+@dataclass(frozen=True)
+class Choice:
+    """What to use and why.
+
+    Args:
+        best: the candidate that is recommended.
+        reason: why, as a sentence goes on after a colon.
+        falling: change of the loss from the last snapshot but one to the last, relative; None where it has settled.
+    """
+
+    best: Candidate
+    reason: str
+    falling: float | None
+
+
+def choose(snapshots: Sequence[Candidate], averages: Sequence[Candidate] = ()) -> Choice:
+    """The earliest snapshot within noise of the best one; a mean of several only where it is better beyond noise.
+
+    "Within noise" is a standard error, as in Breiman et al. 1984 (the one-standard-error rule), and never more than
+    `WORTH`: few pictures make much noise, which must not buy a snapshot that is visibly worse.
+
+    Args:
+        snapshots: in the order of their steps.
+        averages: means of them.
+    """
+    lowest = min(snapshots, key=lambda c: c.loss)
+    early = next(c for c in snapshots if _as_good(c, lowest))
+    falling = trend(snapshots)
+    means = [c for c in averages if _better(c, lowest)]
+    if means:
+        best = min(means, key=lambda c: c.loss)
+        return Choice(best, f"it is better than every snapshot beyond noise ({_gap(best, lowest):+.1%})", falling)
+    if early is lowest:
+        return Choice(early, "it has the lowest loss", falling)
+    return Choice(early, f"it is within noise of the lowest loss (step {lowest.step}) and was there earlier", falling)
+
+
+def trend(snapshots: Sequence[Candidate]) -> float | None:
+    """By how much the loss fell between the last two snapshots, relative; None if that is noise or not worth a step."""
+    if len(snapshots) < 2 or not _better(snapshots[-1], snapshots[-2]):
+        return None
+    change = _gap(snapshots[-1], snapshots[-2])
+    return change if change < -WORTH else None
+
+
+def has_stopped_paying(snapshots: Sequence[Candidate]) -> bool:
+    """Whether going on is a waste: the best lies `PATIENCE` marks back and the last is worse beyond noise.
+
+    Without the latter one mark more is waited for.
+    """
+    losses = [c.loss for c in snapshots]
+    since = len(losses) - 1 - losses.index(min(losses))
+    lowest = snapshots[len(losses) - 1 - since]
+    return since > PATIENCE or (since == PATIENCE and _better(lowest, snapshots[-1]))
+
+
+def noise(difference: Tensor) -> float:
+    """The standard error of the mean of paired differences (n, k): the larger of that over pictures and over questions.
+
+    The questions about one picture are nearly independent of each other (their noise and times differ), so they tell
+    the error of a few pictures better than the few means do, which by chance may lie close together.
+    """
+    parts = (difference.mean(1), difference.flatten())
+    return max((float(p.std()) / math.sqrt(len(p)) for p in parts if len(p) > 1), default=0.0)
+
+
+def _as_good(one: Candidate, lowest: Candidate) -> bool:
+    return one.loss - lowest.loss <= min(noise(one.losses - lowest.losses), WORTH * lowest.loss)
+
+
+def _better(one: Candidate, other: Candidate) -> bool:
+    """Beyond noise: by more than two standard errors."""
+    return other.loss - one.loss > 2 * noise(one.losses - other.losses)
+
+
+def _gap(one: Candidate, other: Candidate) -> float:
+    return one.loss / other.loss - 1

@@ -1,0 +1,39 @@
+"""Whom the fixed questions are about, and how many there are: decided by the plan alone."""
+
+from __future__ import annotations
+
+from deltaw.judge.questions import LEAST_TIMES
+from deltaw.training.plan import Plan
+
+MOST_PICTURES = 16
+"""Pictures at most that the fixed questions are asked about; more costs time and adds little."""
+MOST_TIMES = 4 * LEAST_TIMES
+SHARE = 0.08
+"""Of the run's arithmetic that the questions may take. Their answers' noise falls with the root of their number."""
+FORWARDS_A_STEP = 3
+"""What a picture in a training step costs beside one question: the backward takes twice the forward."""
+MEANS = (2, 3)
+"""How many of the last snapshots are averaged, each a candidate that is asked once."""
+
+
+def pictures(plan: Plan) -> tuple[int, ...]:
+    """Indices of those asked about: held out, or else a fixed slice of the trained ones."""
+    asked = plan.held_out or plan.training
+    return asked[:: max(1, -(-len(asked) // MOST_PICTURES))]
+
+
+def n_times(plan: Plan) -> int:
+    """Questions a picture: as many as the share of the run allows, in multiples of the least."""
+    affordable = SHARE * FORWARDS_A_STEP * plan.settings.steps * plan.settings.batch
+    each = affordable / (n_rounds(plan) * len(pictures(plan)))
+    return min(max(int(each / LEAST_TIMES), 1) * LEAST_TIMES, MOST_TIMES)
+
+
+def n_rounds(plan: Plan) -> int:
+    """How often all questions are asked: of the base, at every mark, of every mean."""
+    return 1 + len(plan.marks) + sum(k <= len(plan.marks) for k in MEANS)
+
+
+def n_questions(plan: Plan) -> int:
+    """Questions in a round."""
+    return len(pictures(plan)) * n_times(plan)
