@@ -13,7 +13,7 @@ from deltaw.options import TrainOptions
 from deltaw.training.plan import Settings
 
 ROOT = Path(__file__).parents[1]
-READ_ELSEWHERE = {"resume_anyway", "base", "out", "resume", "caption_encoding"}
+READ_ELSEWHERE = {"ignore_room", "resume_anyway", "base", "out", "resume", "caption_encoding"}
 """Options that choose what the run works on and are read before there is a plan."""
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
+from pathlib import Path
 
 import psutil
 import torch
@@ -58,6 +61,64 @@ def compute_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 def rss_bytes() -> int:
     """Memory that the process holds now."""
     return psutil.Process().memory_info().rss
+
+
+def available_bytes(device: torch.device) -> tuple[int, str]:
+    """Memory that can still be had, and what bounds it: the GPU, a control group's limit, or the machine."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return free, f"free of the GPU's {total / 1e9:.1f} GB"
+    memory = psutil.virtual_memory()
+    found = [(memory.available, f"free of this machine's {memory.total / 1e9:.1f} GB")]
+    group = _control_group(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    if group is not None:
+        limit, used = group
+        found.append((max(0, limit - used), f"free of this container's limit of {limit / 1e9:.1f} GB"))
+    return min(found)
+
+
+def _control_group(membership: Path, root: Path) -> tuple[int, int] | None:
+    """(limit, used) bytes of the tightest Linux control group, version 2 or 1, that holds the process.
+
+    Pages of files do not count as used: the system drops them when memory is short.
+    """
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None  # no Linux
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            top = root if controllers == "" else root / "memory"
+            names = (
+                ("memory.max", "memory.current")
+                if controllers == ""
+                else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            )
+            place = top / path.lstrip("/")
+            found += [_limit(folder, *names) for folder in (place, *place.parents) if folder.is_relative_to(top)]
+    return min((group for group in found if group is not None), key=lambda group: group[0] - group[1], default=None)
+
+
+def _limit(folder: Path, limit_name: str, used_name: str) -> tuple[int, int] | None:
+    try:
+        limit, used = int((folder / limit_name).read_text()), int((folder / used_name).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # absent, or "max"
+        return None
+    return limit, used - int(stat.get("file", stat.get("total_cache", 0)))
+
+
+def give_back() -> None:
+    """Returns what was freed to the system, where the C library or the GPU's allocator would keep it for later."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own; others give memory back anyway
+        if trim is not None:
+            trim(0)
 
 
 def peak_rss_bytes() -> int:

@@ -71,6 +71,7 @@ class TrainOptions(BaseModel):
     device: str | None = _option("cpu, cuda, cuda:1, mps. Default: the fastest that works.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = _option("Precision of the frozen base.")
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = _option("Precision of the written file.")
+    ignore_room: bool | None = _option("Start although memory or disk will not suffice, as far as can be foretold.")
     resume_anyway: bool | None = _option("With --resume: go on although settings or pictures changed; says which.")
 
 

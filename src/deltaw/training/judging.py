@@ -1,19 +1,24 @@
-"""The fixed questions of a run: who is asked, and what every snapshot answered."""
+"""The fixed questions of a run, what every snapshot answered, and what follows from it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
 
 from deltaw.data.feed import Feed
 from deltaw.events import Note
-from deltaw.judge import choice, questions, scores
+from deltaw.judge import choice, drift, questions, scores
+from deltaw.judge.choice import Candidate, Choice
+from deltaw.judge.drift import Drift
 from deltaw.judge.scores import Score
-from deltaw.training import loop
+from deltaw.training import asking, loop, verify
 from deltaw.training.loop import Work
 from deltaw.training.session import Session
 
-PROBE_ITEMS = 16
-"""Pictures at most that the fixed questions are asked about; more costs time and adds little."""
+N_DRIFT = 8
+"""Questions that drift is measured on, each with and without the words that call the result up."""
 
 
 class Judge:
@@ -27,21 +32,34 @@ class Judge:
     def __init__(self, session: Session, data: Feed):
         self.session = session
         made, base = session.plan, session.base
-        asked = made.held_out or made.training
-        asked = asked[:: max(1, -(-len(asked) // PROBE_ITEMS))]
+        asked = asking.pictures(made)
         self.questions = questions.about(
             [data.latents[i] for i in asked], [data.texts[data.captions[i]] for i in asked], base.objective,
-            base.schedule, made.settings.seed,
+            base.schedule, made.settings.seed, asking.n_times(made),
         )  # fmt: skip
         self.weights = questions.weights(self.questions, base.objective, base.schedule, made.settings.min_snr_gamma)
+        self.plain = torch.stack([data.texts[prompt] for prompt in asking.plain_prompts(made)])
         self.probes: dict[int, Tensor] = {}
         """Losses (n, k), picture by question, by step, 0 being the base."""
+        self.drifts: dict[int, Drift] = {}
+        self.means: list[Candidate] = []
+        self._of_base: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def n_questions(self) -> int:
+        """How many are asked at a time."""
+        return self.questions.times.numel()
 
     def ask(self, work: Work, step: int) -> Score:
         """Answers the questions with the adapter as it stands; step 0, while it is still zero, is the base."""
-        losses = self.questions.losses(lambda x, times, text: loop.predict(work, x, times, text))
-        self.probes[step] = losses
+        self.probes[step] = self.losses(work)
+        if step:
+            self.drifts[step] = self._drift(work)
         return self._score(step)
+
+    def losses(self, work: Work) -> Tensor:
+        """The answers' errors (n, k) with the adapter as it stands."""
+        return self.questions.losses(lambda x, times, text: loop.predict(work, x, times, text))
 
     def tell(self, score: Score) -> None:
         """Says how a snapshot does."""
@@ -53,9 +71,44 @@ class Judge:
         """Every snapshot's."""
         return tuple(self._score(step) for step in self.probes if step)
 
-    def recommend(self) -> tuple[int, str]:
-        """The snapshot to use, and why."""
-        return choice.recommend([(step, losses) for step, losses in self.probes.items() if step])
+    def snapshots(self) -> list[Candidate]:
+        """Every snapshot as a candidate, in the order of their steps."""
+        return [Candidate(step, losses) for step, losses in self.probes.items() if step]
+
+    def choose(self) -> Choice:
+        """What to use, and why."""
+        return choice.choose(self.snapshots(), self.means)
+
+    def history(self) -> dict[str, Tensor]:
+        """Everything that was found, for the state."""
+        found = {f"probe/{step}": losses for step, losses in self.probes.items()}
+        return found | {f"drift/{step}": torch.tensor([d.plain, d.called]) for step, d in self.drifts.items()}
+
+    def restore(self, history: Mapping[str, Tensor]) -> None:
+        """Takes up what a saved run had found."""
+        for name, tensor in history.items():
+            kind, _, step = name.partition("/")
+            if kind == "probe":
+                self.probes[int(step)] = tensor
+            elif kind == "drift":
+                self.drifts[int(step)] = Drift(*tensor.tolist())
 
     def _score(self, step: int) -> Score:
         return scores.score(step, self.probes[step], self.probes[0], self.weights)
+
+    def _drift(self, work: Work) -> Drift:
+        if self._of_base is None:
+            with verify.holding(work.wrapped, {n: torch.zeros_like(p) for n, p in work.wrapped.parameters().items()}):
+                self._of_base = self._moved(work)
+        plain, called = self._moved(work)
+        return Drift(drift.relative(plain, self._of_base[0]), drift.relative(called, self._of_base[1]))
+
+    @torch.no_grad()
+    def _moved(self, work: Work) -> tuple[Tensor, Tensor]:
+        """What the network says to some questions under plain prompts, and under their own captions."""
+        group = self.questions.groups[0]
+        few = torch.linspace(0, len(group.x) - 1, N_DRIFT).long()
+        plain = self.plain[torch.arange(N_DRIFT) % len(self.plain)]
+        answers = (loop.predict(work, group.x[few], group.times[few], text) for text in (plain, group.text[few]))
+        first, second = (answer.float().cpu() for answer in answers)
+        return first, second

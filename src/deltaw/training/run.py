@@ -16,9 +16,22 @@ from deltaw.errors import InputError, Interrupted
 from deltaw.events import Note, Phase, Saved, Table, Tell, Warn, silent
 from deltaw.families import sd
 from deltaw.options import Given
-from deltaw.training import diagnose, drawing, exhausted, fingerprint, keeping, loop, optim, plan, report, verify
+from deltaw.training import (
+    diagnose,
+    drawing,
+    exhausted,
+    fingerprint,
+    keeping,
+    loop,
+    optim,
+    outlook,
+    pace,
+    plan,
+    report,
+    verify,
+)
 from deltaw.training.folder import Diary, RunFolder, locked, prepare, write_config
-from deltaw.training.judging import Judge
+from deltaw.training.judging import PROBE_ITEMS, Judge
 from deltaw.training.plan import Plan
 from deltaw.training.report import Report
 from deltaw.training.session import Clock, Session, begin
@@ -51,9 +64,11 @@ def train(
         given = _given(folder, config, settings, flags)
         out = plan.out_folder(given, folder)
         base, dataset, made = look(folder, given, strict=strict, tell=tell)
+        predicted = outlook.foretell(given, base, made, out, tell)
         run_folder = prepare(out, folder, resume=bool(given.options.resume))
     with locked(run_folder), Diary(run_folder.events, tell) as diary:
-        session = begin(base, dataset, made, run_folder, clock, diary)
+        watch = pace.Watch(diary)
+        session = begin(base, dataset, made, run_folder, clock, watch, outlook.Outlook(predicted, watch))
         saved, other = None, False
         if given.options.resume:
             saved, other = keeping.reopen(session, anyway=bool(given.options.resume_anyway))
@@ -80,6 +95,18 @@ def look(folder: Path, given: Given, *, strict: bool, tell: Tell) -> tuple[sd.St
     made = plan.make(given, base, dataset)
     _tell_plan(made, dataset, tell)
     return base, dataset, made
+
+
+def dry_run(folder: Path, given: Given, *, strict: bool, tell: Tell) -> None:
+    """Everything that can be said before a run: the plan, what it will take, and how long, by one measured step.
+
+    Raises:
+        InputError, UsageError: as `train` would.
+    """
+    base, _, made = look(folder, given, strict=strict, tell=tell)
+    predicted = outlook.foretell(given, base, made, plan.out_folder(given, folder), tell)
+    device, _ = devices.choose(made.settings.device)
+    outlook.foretell_time(base, made, predicted, device, pace.n_questions(made, PROBE_ITEMS), tell)
 
 
 def _given(folder: Path, config: str | Path | None, settings: Sequence[str], flags: Mapping[str, Any]) -> Given:
@@ -115,6 +142,8 @@ def _run(session: Session, saved: State | None, other: bool, stop_asked: Callabl
     with session.clock.phase("encode"):
         data = feed.fill(session.base, session.dataset.pictures, session.plan.sizes_px, session.plan.captions,
                          session.device, Cache(default_root()), session.tell)  # fmt: skip
+    with session.clock.phase("try"):
+        session.outlook.try_sample(session.base, session.plan, session.device, session.tell)
     judge = Judge(session, data)
     proof, losses, speed = _learn(session, data, judge, saved, other, stop_asked)
     with session.clock.phase("draw"):  # the networks of training are gone by now: drawing needs the room
@@ -128,7 +157,11 @@ def _learn(
     """Trains, writes the file and proves it; gives the proof, the losses and the steps per second."""
     clock, n_steps = session.clock, session.plan.settings.steps
     with clock.phase("load"):
-        work, progress = _load(session, data, judge, saved, other)
+        work, progress = _load(session, data)
+    with clock.phase("try"):
+        session.outlook.try_step(work, session.tell)
+    with clock.phase("judge and save"):
+        _start(session, work, progress, judge, saved, other)
 
     def mark(run: loop.Run) -> None:
         with clock.phase("judge and save"):
@@ -158,10 +191,8 @@ def _learn(
     return proof, tuple(progress.losses), speed
 
 
-def _load(
-    session: Session, data: feed.Feed, judge: Judge, saved: State | None, other: bool
-) -> tuple[loop.Work, loop.Run]:
-    """The network with its adapters, and where the run starts."""
+def _load(session: Session, data: feed.Feed) -> tuple[loop.Work, loop.Run]:
+    """The network with its adapters, and the run at its start."""
     settings = session.plan.settings
     session.tell(Phase("load the base"))
     unet = session.base.denoiser(session.device, session.dtype)
@@ -175,12 +206,16 @@ def _load(
         Note(f"{len(wrapped.modules)} modules get a LoRA of rank {settings.rank}: {n_params:,} numbers to train")
     )
     keeping.rehearse(session, work)
-    if saved is None or other:
-        judge.ask(work, 0)  # the adapter is still zero: the base's own answers
+    return work, run
+
+
+def _start(session: Session, work: loop.Work, run: loop.Run, judge: Judge, saved: State | None, other: bool) -> None:
+    """The base's own answers to the fixed questions, or where the saved run stood."""
+    if saved is None or other:  # the adapter is still zero: the base's own answers
+        session.outlook.ask(lambda: judge.ask(work, 0), session.plan, judge.n_questions, session.tell)
     if saved is not None:
         probes = keeping.restore(session, work, run, saved)
         judge.probes |= {} if other else probes  # another run's snapshots answered other questions
-    return work, run
 
 
 def _report(
@@ -194,8 +229,9 @@ def _report(
     )  # fmt: skip
     subtitle = (f"{len(session.plan.training)} pictures, {settings.steps} steps of {settings.batch}, rank "
                 f"{settings.rank}, on {session.base.folder.path.name}")  # fmt: skip
+    compared = session.outlook.compare(made.peak_rss_bytes, made.peak_device_bytes)
     report.write_html(folder.report, made, session.plan, session.dataset, subtitle)
     tell(Saved(str(folder.report), folder.report.stat().st_size, "report"))
-    tell(Table("cost", ("what", "spent"), tuple(report.cost(made))))
+    tell(Table("cost", ("what", "spent"), (*report.cost(made), *compared)))
     tell(Note(made.verdict))
     return made

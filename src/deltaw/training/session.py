@@ -15,6 +15,7 @@ from deltaw.data.folder import Dataset
 from deltaw.events import Tell
 from deltaw.families.sd import StableDiffusion
 from deltaw.training.folder import RunFolder
+from deltaw.training.outlook import Outlook
 from deltaw.training.plan import Plan
 
 
@@ -48,6 +49,7 @@ class Session:
         device: where the networks run.
         dtype: of the frozen base.
         shapes: of the base's weights by canonical path.
+        outlook: what was foretold.
     """
 
     base: StableDiffusion
@@ -59,10 +61,14 @@ class Session:
     device: torch.device
     dtype: torch.dtype
     shapes: Mapping[str, tuple[int, ...]]
+    outlook: Outlook
 
 
-def begin(base: StableDiffusion, dataset: Dataset, plan: Plan, folder: RunFolder, clock: Clock, tell: Tell) -> Session:
+def begin(
+    base: StableDiffusion, dataset: Dataset, plan: Plan, folder: RunFolder, clock: Clock, tell: Tell, outlook: Outlook
+) -> Session:
     """The session of a made plan; it looks the device and the base's shapes up."""
     device, _ = devices.choose(plan.settings.device)
     dtype = getattr(torch, plan.settings.dtype)
-    return Session(base, dataset, plan, folder, clock, tell, device, dtype, formats.shapes_of(base.folder.path))
+    shapes = formats.shapes_of(base.folder.path)
+    return Session(base, dataset, plan, folder, clock, tell, device, dtype, shapes, outlook)

@@ -93,9 +93,10 @@ class Painter:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
-        """Latents (n, c, h/f, w/f) as pictures; the VAE runs in float32."""
+        """Latents (n, c, h/f, w/f) as pictures; the VAE runs in float32, one picture at a time, since it needs most memory."""
         vae = self.pipe.vae
-        pixels = vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
+        scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        pixels = torch.cat([vae.decode(one).sample for one in scaled.split(1)])
         if not torch.isfinite(pixels).all():
             raise InputError("the base drew non-finite pixels", where=self.base.folder.path,
                              advice="try --set dtype=float32, or less strength")  # fmt: skip

@@ -1,0 +1,88 @@
+"""A base's networks on the meta device: the real graph, from the config files, with no memory and no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a Stable Diffusion's networks would do, for measuring it before anything is loaded.
+
+    Args:
+        configs: part name ("unet", "vae", "text_encoder") to its config, as in `BaseFolder.configs`.
+    """
+
+    configs: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def factor(self) -> int:
+        """How many pixels a latent's side stands for."""
+        return 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
+
+    @property
+    def n_tok(self) -> int:
+        """Tokens that the text encoder reads."""
+        return int(self.configs["text_encoder"].get("max_position_embeddings", 77))
+
+    def denoiser(self, dtype: torch.dtype) -> nn.Module:
+        """The UNet, frozen."""
+        return self._made(UNet2DConditionModel, "unet", dtype)
+
+    def autoencoder(self) -> Any:
+        """The VAE, frozen, in float32 as it is used."""
+        return self._made(AutoencoderKL, "vae", torch.float32)
+
+    def text_encoder(self, dtype: torch.dtype) -> nn.Module:
+        """The CLIP text encoder, frozen."""
+        with META:
+            model = CLIPTextModel(CLIPTextConfig(**self.configs["text_encoder"]))
+        return _in(dtype, model)
+
+    def questions(self, n: int, size_px: tuple[int, int], dtype: torch.dtype) -> dict[str, Any]:
+        """The denoiser's arguments for n pictures of a size (width, height)."""
+        unet = self.configs["unet"]
+        width, height = (side // self.factor for side in size_px)
+        arguments: dict[str, Any] = {
+            "sample": torch.empty(n, unet["in_channels"], height, width, dtype=dtype, device=META),
+            "timestep": torch.empty(n, dtype=torch.long, device=META),
+            "encoder_hidden_states": torch.empty(n, self.n_tok, unet["cross_attention_dim"], dtype=dtype, device=META),
+            "return_dict": False,
+        }
+        if unet.get("addition_embed_type") == "text_time":  # SDXL: pooled text and six sizes
+            n_sizes = 6
+            pooled = unet["projection_class_embeddings_input_dim"] - n_sizes * unet["addition_time_embed_dim"]
+            arguments["added_cond_kwargs"] = {
+                "text_embeds": torch.empty(n, pooled, dtype=dtype, device=META),
+                "time_ids": torch.empty(n, n_sizes, dtype=dtype, device=META),
+            }
+        return arguments
+
+    def pixels(self, n: int, size_px: tuple[int, int]) -> Tensor:
+        """n pictures of a size (width, height), float32 as the VAE reads them."""
+        return torch.empty(n, 3, size_px[1], size_px[0], device=META)
+
+    def latents(self, n: int, size_px: tuple[int, int]) -> Tensor:
+        """The latents of n pictures of a size (width, height), float32 as the VAE reads them."""
+        width, height = (side // self.factor for side in size_px)
+        return torch.empty(n, self.configs["vae"]["latent_channels"], height, width, device=META)
+
+    def _made(self, kind: Any, part: str, dtype: torch.dtype) -> nn.Module:
+        with META:
+            model = kind.from_config(dict(self.configs[part]))
+        return _in(dtype, model)
+
+
+def _in(dtype: torch.dtype, model: nn.Module) -> nn.Module:
+    """The model's floating-point weights in `dtype`; nn.Module.to, since diffusers' own warns of a cast it thinks unwise."""
+    return nn.Module.to(model, dtype).eval().requires_grad_(False)

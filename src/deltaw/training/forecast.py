@@ -1,0 +1,108 @@
+"""What a run will take, said before it starts: memory by phase, disk, and each figure's reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltaw import device as devices
+from deltaw.families.blueprint import Blueprint
+from deltaw.families.sd import StableDiffusion
+from deltaw.training import memory
+from deltaw.training.graph import Graph, Job, measure
+from deltaw.training.memory import Need
+from deltaw.training.plan import Plan
+
+PAGES_BYTES = 5_000_000
+"""Report, log and configuration, generously."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What was predicted.
+
+    Args:
+        job: what the memory depends on.
+        graph: of the run's pieces of work.
+        memory: by phase, beyond `held_bytes`.
+        held_bytes: what the process holds before the run.
+        disk: (place, bytes, reason): "run" is the result folder, "cache" what encoders made.
+    """
+
+    job: Job
+    graph: Graph
+    memory: tuple[Need, ...]
+    held_bytes: int
+    disk: tuple[tuple[str, int, str], ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """What a process monitor will show at the most, on a CPU."""
+        return self.held_bytes + memory.LIBRARIES_BYTES + max(need.seen_bytes for need in self.memory)
+
+    @property
+    def needed_bytes(self) -> int:
+        """What has to be free at the most, beyond what the process holds already."""
+        return memory.LIBRARIES_BYTES + max(need.n_bytes for need in self.memory)
+
+    @property
+    def tightest(self) -> Need:
+        """The phase that decides whether the run fits."""
+        return max(self.memory, key=lambda need: need.n_bytes)
+
+    def disk_bytes(self, place: str) -> int:
+        """Bytes that one place needs."""
+        return sum(n_bytes for where, n_bytes, _ in self.disk if where == place)
+
+    def rows(self) -> tuple[tuple[str, str, str], ...]:
+        """(what, how much, why) for people."""
+        base = self.held_bytes + memory.LIBRARIES_BYTES
+        shown = [(f"memory: {n.phase}", memory.size(base + n.seen_bytes), _why(n)) for n in self.memory]
+        first = ("memory: program", memory.size(base), "Python, torch and their code; counted in all that follow")
+        return (first, *shown, *((f"disk: {where}", f"{n / 1e6:.1f} MB", why) for where, n, why in self.disk))
+
+
+def _why(need: Need) -> str:
+    mapped = f"; pages of weight files {memory.size(need.mapped_bytes)}, which the system takes back when it needs them"
+    return need.reason + (mapped if need.mapped_bytes > 1e7 else "")
+
+
+def make(base: StableDiffusion, made: Plan, **changes: Any) -> Forecast:
+    """Predicts a planned run, or one with changes of its `Job`.
+
+    Raises:
+        UsageError: the targets match nothing in the base, or the rank is too large.
+    """
+    work = memory.job(made, **changes)
+    graph = measure(Blueprint(base.folder.configs), work)
+    read = memory.feed_bytes(base, made)
+    held = devices.rss_bytes()
+    needs = memory.needs(graph, work, made.settings.optimizer, read, memory.file_bytes(base))
+    return Forecast(work, graph, needs, held, _disk(graph, made, read))
+
+
+def _disk(graph: Graph, made: Plan, read_bytes: int) -> tuple[tuple[str, int, str], ...]:
+    settings = made.settings
+    file = graph.adapter_bytes * getattr(torch, settings.save_dtype).itemsize // 4
+    state = graph.adapter_bytes * (1 + memory.OPTIMIZER_STATES[settings.optimizer])
+    sheet = (len(made.marks) + 1) * len(settings.prompts) * settings.resolution**2 * 3
+    return (
+        ("run", file * (len(made.marks) + 1), f"{len(made.marks)} snapshots and the LoRA, {file / 1e6:.1f} MB each"),
+        ("run", 2 * state, "state to resume from; the old one stays until the new one is whole"),
+        ("run", 3 * sheet + PAGES_BYTES, "contact sheet and report"),
+        ("cache", read_bytes, "latents and text embeddings, where the cache lacks them"),
+    )  # fmt: skip
+
+
+def places(run_folder: Path, cache: Path) -> Mapping[str, Path]:
+    """Where each place of `Forecast.disk` is: the nearest folder that exists."""
+    return {"run": _existing(run_folder), "cache": _existing(cache)}
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,0 +1,127 @@
+"""What each piece of a run's work needs, from the real graph on the meta device: bytes at the peak, and FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from deltaw import inject
+from deltaw.families.blueprint import Blueprint
+from deltaw.training.tracing import Traced, trace
+
+TRACED_IN = torch.float32
+"""Predictions without gradient are traced in it, for one picture; they scale with pictures and with bytes a number."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run's memory depends on.
+
+    Args:
+        dtype: of the frozen base.
+        batch: pictures a step.
+        rank: of the adapters; `targets`: which modules get one.
+        largest_px: the largest bucket (width, height).
+        drawn_px: side of the drawn pictures.
+        n_drawn: pictures drawn at a time; `guided`: each is predicted twice.
+        n_texts: captions encoded at a time.
+    """
+
+    dtype: torch.dtype
+    batch: int
+    rank: int
+    targets: str
+    largest_px: tuple[int, int]
+    drawn_px: int
+    n_drawn: int
+    guided: bool
+    n_texts: int
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The pieces of a run's work.
+
+    Args:
+        unet_bytes, vae_bytes, text_bytes: weights as they are used: the UNet in the job's dtype, the others in float32.
+        adapter_bytes: of the trained numbers, float32.
+        largest_layer_bytes: of the UNet's largest module in float32.
+        step: one training step without the optimizer's.
+        ask: one prediction for one picture of the largest bucket, without gradient, in float32.
+        draw: the same for a picture of the size that is drawn.
+        encode: one picture into a latent; `decode`: back, at the size that is drawn; `texts`: captions.
+    """
+
+    unet_bytes: int
+    vae_bytes: int
+    text_bytes: int
+    adapter_bytes: int
+    largest_layer_bytes: int
+    step: Traced
+    ask: Traced
+    draw: Traced
+    encode: Traced
+    decode: Traced
+    texts: Traced
+
+    def asked(self, n: int, dtype: torch.dtype) -> int:
+        """Bytes at the peak of a prediction for `n` pictures of the largest bucket without gradient."""
+        return n * self.ask.peak_bytes * dtype.itemsize // TRACED_IN.itemsize + self.layer(dtype)
+
+    def layer(self, dtype: torch.dtype) -> int:
+        """Bytes of the UNet's largest module in `dtype`, which libraries copy into a layout of their own."""
+        return self.largest_layer_bytes * dtype.itemsize // TRACED_IN.itemsize
+
+
+def measure(blueprint: Blueprint, job: Job) -> Graph:
+    """Runs every piece once on the meta device.
+
+    Raises:
+        UsageError: the targets match nothing, or the rank is too large.
+    """
+    plain = blueprint.denoiser(TRACED_IN)
+    ask = _without_gradient(plain, lambda: plain(**blueprint.questions(1, job.largest_px, TRACED_IN)))
+    drawn = (job.drawn_px, job.drawn_px)
+    draw = ask
+    if drawn != job.largest_px:
+        draw = _without_gradient(plain, lambda: plain(**blueprint.questions(1, drawn, TRACED_IN)))
+    layers = [sum(p.nbytes for p in m.parameters(recurse=False)) for m in plain.modules()]
+    unet = blueprint.denoiser(job.dtype)
+    wrapped = inject.wrap(unet, job.targets, job.rank, float(job.rank), torch.Generator().manual_seed(0))
+    adapter = sum(p.nbytes for p in wrapped.parameters().values())
+    vae, text = blueprint.autoencoder(), blueprint.text_encoder(torch.float32)
+    tokens = torch.empty(job.n_texts, blueprint.n_tok, dtype=torch.long, device="meta")
+    return Graph(
+        unet_bytes=_nbytes(unet) - adapter, vae_bytes=_nbytes(vae), text_bytes=_nbytes(text), adapter_bytes=adapter,
+        largest_layer_bytes=max(layers), step=_step(unet, blueprint.questions(job.batch, job.largest_px, job.dtype)),
+        ask=ask, draw=draw,
+        encode=_without_gradient(vae, lambda: vae.encode(blueprint.pixels(1, job.largest_px))),
+        decode=_without_gradient(vae, lambda: vae.decode(blueprint.latents(1, drawn))),
+        texts=_without_gradient(text, lambda: text(tokens)),
+    )  # fmt: skip
+
+
+def _step(unet: nn.Module, arguments: dict[str, Any]) -> Traced:
+    def work() -> None:
+        unet(**arguments)[0].float().square().mean().backward()
+
+    found = trace(work, _tensors(unet))
+    unet.zero_grad(set_to_none=True)
+    return found
+
+
+def _without_gradient(model: nn.Module, work: Callable[[], object]) -> Traced:
+    with torch.no_grad():
+        return trace(work, _tensors(model))
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _nbytes(model: nn.Module) -> int:
+    return sum(t.nbytes for t in _tensors(model))

@@ -1,0 +1,129 @@
+"""How much memory each phase of a run takes at its peak, and why; computed before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deltaw.data import feed
+from deltaw.families.sd import StableDiffusion
+from deltaw.judge import questions
+from deltaw.training import verify
+from deltaw.training.graph import Graph, Job
+from deltaw.training.plan import Plan
+
+LIBRARIES_BYTES = 130_000_000
+"""What loaded code and its buffers add during a run; measured on the CPU, `python -m benchmarks.prediction`."""
+OPTIMIZER_STATES = {"adamw": 2}
+"""Numbers that an optimizer keeps for each trained one."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """A phase's memory at its peak, beyond what the process holds before the run.
+
+    Args:
+        phase: its name.
+        n_bytes: that must be there.
+        reason: what they are.
+        mapped_bytes: pages of weight files that are seen as memory too, and that the system takes back when it needs them.
+    """
+
+    phase: str
+    n_bytes: int
+    reason: str
+    mapped_bytes: int = 0
+
+    @property
+    def seen_bytes(self) -> int:
+        """What a process monitor shows."""
+        return self.n_bytes + self.mapped_bytes
+
+
+def job(made: Plan, **changes: Any) -> Job:
+    """What the memory of a planned run depends on."""
+    settings = made.settings
+    sizes = [made.sizes_px[i] for i in (*made.training, *made.held_out)]
+    values: dict[str, Any] = {
+        "dtype": getattr(torch, settings.dtype), "batch": settings.batch, "rank": settings.rank, "targets": settings.targets,
+        "largest_px": max(sizes, key=lambda size: size[0] * size[1]), "drawn_px": settings.resolution,
+        "n_drawn": len(settings.prompts), "guided": settings.guidance > 1,
+        "n_texts": min(feed.TEXT_BATCH, len({"", *made.captions})),
+    }  # fmt: skip
+    return Job(**{**values, **changes})
+
+
+def feed_bytes(base: StableDiffusion, made: Plan) -> int:
+    """Bytes of all latents and texts, float32; the cache holds the same."""
+    vae, text = base.folder.configs["vae"], base.folder.configs["text_encoder"]
+    latents = sum(vae["latent_channels"] * (w // base.factor) * (h // base.factor) * 4 for w, h in made.sizes_px)
+    n_tok = text.get("max_position_embeddings", 77)
+    return latents + len({"", *made.captions}) * n_tok * text["hidden_size"] * 4
+
+
+def file_bytes(base: StableDiffusion) -> dict[str, int]:
+    """Bytes of the weight files by part."""
+    return {part: sum(f.stat().st_size for f in base.folder.weights(part)) for part in ("unet", "vae", "text_encoder")}
+
+
+def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mapping[str, int]) -> tuple[Need, ...]:
+    """Every phase's need.
+
+    Args:
+        graph: of the job's pieces.
+        work: the job.
+        optimizer: its name.
+        read_bytes: latents and texts that training holds, see `feed_bytes`.
+        files: bytes of the weight files by part.
+    """
+    states = OPTIMIZER_STATES[optimizer] * graph.adapter_bytes
+    trained = graph.unet_bytes + graph.adapter_bytes + states + read_bytes
+    asked = graph.asked(questions.BATCH, work.dtype)
+    step = graph.step.peak_bytes + graph.layer(work.dtype)
+    proof = graph.asked(verify.BATCH, torch.float32) + graph.layer(torch.float32) + 2 * graph.adapter_bytes
+    return (
+        Need("load", graph.unet_bytes, f"the network in {_name(work.dtype)}, {size(graph.unet_bytes)}", files["unet"]),
+        *_encoding(graph, files),
+        Need("train", trained + step,
+             f"network {size(graph.unet_bytes)}; adapters and optimizer {size(graph.adapter_bytes + states)}; a step of "
+             f"{_count(work.batch, work.largest_px)} {size(step)}; latents and texts {size(read_bytes)}"),
+        Need("judge", trained + asked, f"the same without gradients, {questions.BATCH} pictures at a time {size(asked)}"),
+        Need("save", trained + 2 * (graph.adapter_bytes + states), "copies of adapters and optimizer beside the network"),
+        Need("prove", trained + proof, f"one layer at a time in float32, {verify.BATCH} questions at a time {size(proof)}"),
+        _drawing(graph, work),
+    )  # fmt: skip
+
+
+def _encoding(graph: Graph, files: Mapping[str, int]) -> Sequence[Need]:
+    seen, read = graph.encode.peak_bytes, graph.texts.peak_bytes
+    return (
+        Need("encode pictures", graph.vae_bytes + seen, f"VAE in float32 {size(graph.vae_bytes)}; one picture {size(seen)}",
+             max(0, files["vae"] - seen)),
+        Need("encode captions", graph.text_bytes + read,
+             f"text encoder in float32 {size(graph.text_bytes)}; captions {size(read)}", max(0, files["text_encoder"] - read)),
+    )  # fmt: skip
+
+
+def _drawing(graph: Graph, work: Job) -> Need:
+    n = work.n_drawn * (2 if work.guided else 1)
+    drawn = n * graph.draw.peak_bytes * work.dtype.itemsize // 4 + graph.layer(work.dtype)
+    weights = graph.unet_bytes + graph.text_bytes * work.dtype.itemsize // 4 + graph.vae_bytes
+    most = max(drawn, graph.decode.peak_bytes)
+    why = f"{n} predictions at a time {size(drawn)}" if most == drawn else f"one picture decoded {size(most)}"
+    return Need("draw", weights + most, f"network, text encoder and VAE {size(weights)}; {why}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _count(n: int, size_px: tuple[int, int]) -> str:
+    return f"{n} × {size_px[0]}×{size_px[1]} px"
+
+
+def size(n_bytes: int) -> str:
+    """Bytes as people read them in a plan: two figures are enough."""
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"

@@ -1,0 +1,112 @@
+"""What is said and tried before a run: what it will take, whether it fits, and the pieces that could fail late."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from deltaw.data.cache import default_root
+from deltaw.events import Phase, Table, Tell, Warn
+from deltaw.families.sd import StableDiffusion
+from deltaw.options import Given
+from deltaw.training import forecast, pace, room, trial
+from deltaw.training.forecast import Forecast
+from deltaw.training.loop import Work
+from deltaw.training.plan import Plan
+from deltaw.training.trial import Measured
+
+COLUMNS = ("what", "how much", "why")
+
+
+def foretell(given: Given, base: StableDiffusion, made: Plan, out: Path, tell: Tell) -> Forecast:
+    """Predicts memory and disk, says them, and refuses a run that does not fit, unless `ignore_room` is set.
+
+    Raises:
+        UsageError: or ManyErrors; the advice is the cheapest change that fits.
+    """
+    tell(Phase("foretell memory and disk"))
+    predicted = forecast.make(base, made)
+    tell(Table("what it will take at its peaks", COLUMNS, predicted.rows()))
+    if given.options.ignore_room:
+        tell(Warn("ignore_room: whether memory and disk suffice is not checked"))
+    else:
+        room.check(predicted, base, made, forecast.places(out, default_root()))
+    return predicted
+
+
+def foretell_time(
+    base: StableDiffusion, made: Plan, predicted: Forecast, device: torch.device, n_questions: int, tell: Tell
+) -> None:
+    """Loads the network, measures one step and says what each phase will take; the network is released."""
+    tell(Phase("measure one step of the largest bucket"))
+    measured = trial.load_and_step(base, made, predicted.job, device)
+    _tell_time(pace.parts(predicted.graph, predicted.job, made, measured, n_questions), tell)
+
+
+class Outlook:
+    """A run's prediction, what was tried of it, and how right it was.
+
+    Args:
+        predicted: memory and disk.
+        watch: refines the time after the first steps.
+    """
+
+    def __init__(self, predicted: Forecast, watch: pace.Watch):
+        self.predicted = predicted
+        self.watch = watch
+        self._drawing: tuple[float, float] | None = None
+        self._measured: Measured | None = None
+
+    def try_sample(self, base: StableDiffusion, made: Plan, device: torch.device, tell: Tell) -> None:
+        """Draws one row of the sheet with a single denoising step.
+
+        Raises:
+            InputError: the base cannot draw.
+        """
+        self._drawing = trial.sample(base, made, device, tell)
+
+    def try_step(self, work: Work, tell: Tell) -> None:
+        """Runs one step of the largest bucket; what it needs is there, or the run ends here."""
+        tell(Phase("try one step of the largest bucket"))
+        measured = trial.step(work.base, work.unet, work.wrapped, self.predicted.job, work.device)
+        draw_s, decode_s = self._drawing or (None, None)
+        self._measured = replace(measured, draw_s=draw_s, decode_s=decode_s)
+
+    def ask(self, asked: Callable[[], object], made: Plan, n_questions: int, tell: Tell) -> None:
+        """Asks the fixed questions of the base, measures that, and says what each phase will take."""
+        start = time.perf_counter()
+        asked()
+        ask_s = time.perf_counter() - start
+        if self._measured is not None:
+            found = pace.parts(self.predicted.graph, self.predicted.job, made, self._measured, n_questions, ask_s)
+            _tell_time(found, tell)
+            seconds = {part.phase: part.seconds for part in found}
+            self.watch.expect(seconds["judge and save"], seconds["write and prove"] + seconds["draw"])
+
+    def compare(self, peak_rss_bytes: int, peak_device_bytes: int) -> tuple[tuple[str, str], ...]:
+        """(what, predicted and found) for the table of costs."""
+        used, foretold = peak_rss_bytes, self.predicted.peak_bytes
+        if peak_device_bytes:
+            used, foretold = peak_device_bytes, max(need.n_bytes for need in self.predicted.memory)
+        rows = [
+            ("peak memory, predicted", _against(f"{foretold / 1e9:.2f} GB", f"{used / 1e9:.2f} GB", used / foretold))
+        ]
+        if self.watch.total_s is not None:
+            took = self.watch.elapsed_s
+            rows.append(("time, foretold after the first steps",
+                         _against(pace.span(self.watch.total_s), pace.span(took), took / self.watch.total_s)))  # fmt: skip
+        return tuple(rows)
+
+
+def _against(foretold: str, found: str, ratio: float) -> str:
+    return f"predicted {foretold}, used {found}: {100 * (ratio - 1):+.0f} %"
+
+
+def _tell_time(parts: tuple[pace.Part, ...], tell: Tell) -> None:
+    rows = [(part.phase, pace.span(part.seconds), part.reason) for part in parts]
+    rows.append(("all of these", pace.span(sum(part.seconds for part in parts)), "said again after the first steps"))
+    tell(Table("how long it will take", COLUMNS, tuple(rows)))

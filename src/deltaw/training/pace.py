@@ -1,0 +1,110 @@
+"""How long a run will take: foretold from one measured step, refined after five, compared at the end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from deltaw.events import Event, Note, Step, Tell
+from deltaw.judge import questions
+from deltaw.training import verify
+from deltaw.training.graph import Graph, Job
+from deltaw.training.plan import Plan
+from deltaw.training.trial import Measured
+
+REFINED_AFTER_STEPS = 5
+N_PROOFS = 3
+"""Rounds of questions in the proof: as trained, from the file, without."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A phase's seconds and where the figure is from."""
+
+    phase: str
+    seconds: float
+    reason: str
+
+
+def parts(
+    graph: Graph, job: Job, made: Plan, measured: Measured, n_questions: int, ask_s: float | None = None
+) -> tuple[Part, ...]:
+    """What is still to come after a trial: training, judging, proof and drawing.
+
+    Args:
+        graph: FLOPs of each piece.
+        job: of the run.
+        made: the plan.
+        measured: by the trial.
+        n_questions: that every snapshot is asked.
+        ask_s: of one round of questions, where it was measured.
+    """
+    settings = made.settings
+    per_flop = measured.step_s / graph.step.flops
+    asking = ask_s if ask_s is not None else n_questions * graph.ask.flops * per_flop
+    n_rows, n_drawn = len(made.marks) + 1, job.n_drawn * (2 if job.guided else 1)
+    draw_s = measured.draw_s if measured.draw_s is not None else n_drawn * graph.draw.flops * per_flop
+    decode_s = (
+        measured.decode_s if measured.decode_s is not None else graph.decode.flops * measured.exact_s / graph.ask.flops
+    )
+    drawing = n_rows * (settings.sample_steps * draw_s + job.n_drawn * decode_s)
+    proofs = N_PROOFS * min(verify.N_QUESTIONS, n_questions)
+    how = "measured" if measured.draw_s is not None else "by its FLOPs"
+    return (
+        Part("train", settings.steps * measured.step_s, f"{settings.steps} steps of {measured.step_s:.2f} s, measured"),
+        Part("judge and save", len(made.marks) * asking,
+             f"{len(made.marks)} × {n_questions} questions, {'measured' if ask_s is not None else 'by their FLOPs'}"),
+        Part("write and prove", proofs * measured.exact_s, f"{proofs} predictions in float32 of {measured.exact_s:.2f} s, measured"),
+        Part("draw", drawing, f"{n_rows} rows of {job.n_drawn} pictures, {settings.sample_steps} steps of {draw_s:.2f} s, {how}"),
+    )  # fmt: skip
+
+
+def n_questions(made: Plan, most_pictures: int) -> int:
+    """Fixed questions of a run: some times for each picture that is asked about, at most `most_pictures` of them."""
+    asked = len(made.held_out or made.training)
+    return len(range(0, asked, max(1, -(-asked // most_pictures)))) * questions.LEAST_TIMES
+
+
+def span(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Watch:
+    """A listener that passes everything on and, after the first steps, says how long the whole run will take."""
+
+    def __init__(self, tell: Tell):
+        self._tell = tell
+        self._started = time.perf_counter()
+        self._seen = 0
+        self._after_s = 0.0
+        self._judge_s = 0.0
+        self.total_s: float | None = None
+        """Seconds of the whole run as foretold after the first steps; None before."""
+
+    def expect(self, judge_s: float, after_s: float) -> None:
+        """Sets the seconds of one judged snapshot, and of all that comes after training."""
+        self._judge_s, self._after_s = judge_s, after_s
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self._started
+
+    def __call__(self, event: Event) -> None:
+        """Passes the event on."""
+        self._tell(event)
+        if isinstance(event, Step):
+            self._seen += 1
+            if self._seen == REFINED_AFTER_STEPS and event.steps_per_s > 0:
+                self._refine(event)
+
+    def _refine(self, event: Step) -> None:
+        left = (event.n_steps - event.step) / event.steps_per_s
+        elapsed = self.elapsed_s
+        self.total_s = elapsed + left + self._judge_s + self._after_s
+        rest = f"{span(left)} of training, {span(self._judge_s)} of judging, {span(self._after_s)} of proof and drawing"
+        self._tell(Note(f"after {self._seen} steps of {1 / event.steps_per_s:.2f} s: {span(self.total_s)} in all "
+                        f"({span(elapsed)} gone; {rest} to come)"))  # fmt: skip

@@ -1,0 +1,115 @@
+"""Before the long part: the largest bucket is trained once, one sheet's row drawn, one file written.
+
+What would stop a run after hours stops it here, and the seconds that were measured foretell the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from deltaw import device as devices
+from deltaw import inject
+from deltaw.events import Phase, Tell
+from deltaw.families.blueprint import Blueprint
+from deltaw.families.sd import StableDiffusion
+from deltaw.inject import Wrapped
+from deltaw.training.exactly import exactly
+from deltaw.training.graph import Job
+from deltaw.training.plan import Plan
+from deltaw.verbs.generate import Painter, Recipe
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of each piece of work on this machine.
+
+    Args:
+        step_s: of one training step on the largest bucket, without the optimizer's part.
+        exact_s: of one picture's prediction in float32.
+        draw_s: of one denoising step for all that is drawn together; None where it was not tried.
+        decode_s: of one latent's decoding; None likewise.
+    """
+
+    step_s: float
+    exact_s: float
+    draw_s: float | None = None
+    decode_s: float | None = None
+
+
+def step(base: StableDiffusion, unet: nn.Module, wrapped: Wrapped, job: Job, device: torch.device) -> Measured:
+    """Runs one training step of the largest bucket, after one that does not count; nothing is changed by it.
+
+    Args:
+        base: whose network it is.
+        unet: with its adapters, on `device`.
+        wrapped: the adapters.
+        job: batch and largest bucket.
+        device: where the network is.
+    """
+    x, times, text = questions(base, job, job.dtype, device)
+
+    def train() -> None:
+        base.denoise(unet, x, times, text).float().square().mean().backward()
+
+    train()
+    step_s = _seconds(train, device)
+    for parameter in wrapped.parameters().values():
+        parameter.grad = None
+    x, times, text = questions(base, replace(job, batch=1), torch.float32, device)
+    with torch.no_grad(), exactly(unet):
+        exact_s = _seconds(lambda: base.denoise(unet, x, times, text), device)
+    devices.give_back()
+    return Measured(step_s, exact_s)
+
+
+def questions(
+    base: StableDiffusion, job: Job, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random latents of the largest bucket, times and texts for a batch."""
+    shapes = Blueprint(base.folder.configs).questions(job.batch, job.largest_px, dtype)
+    x, text = (torch.randn(shapes[name].shape).to(device, dtype) for name in ("sample", "encoder_hidden_states"))
+    return x, torch.randint(base.schedule.n_times, (job.batch,)).to(device), text
+
+
+def load_and_step(base: StableDiffusion, made: Plan, job: Job, device: torch.device) -> Measured:
+    """`step` with a network that is loaded for it and released."""
+    settings = made.settings
+    unet = base.denoiser(device, job.dtype)
+    generator = torch.Generator().manual_seed(settings.seed)
+    wrapped = inject.wrap(unet, settings.targets, settings.rank, settings.alpha, generator)
+    return step(base, unet, wrapped, job, device)
+
+
+def sample(base: StableDiffusion, made: Plan, device: torch.device, tell: Tell) -> tuple[float, float]:
+    """Draws one row of the contact sheet with a single denoising step; seconds of that step and of one decoding.
+
+    Raises:
+        InputError: the base draws nothing that is finite.
+    """
+    settings = made.settings
+    tell(Phase("try one sample"))
+    recipe = Recipe("", "", 0, 1, settings.guidance, settings.resolution, settings.resolution, (), "", "", "", "")
+    seconds = _draw(base, [replace(recipe, prompt=prompt) for prompt in settings.prompts], settings.dtype, device)
+    devices.give_back()
+    return seconds
+
+
+def _draw(base: StableDiffusion, recipes: list[Recipe], dtype: str, device: torch.device) -> tuple[float, float]:
+    """Seconds of drawing the recipes and of decoding the first; the painter is gone afterwards."""
+    painter = Painter(base, str(device), dtype)
+    latents: list[Tensor] = []
+    draw_s = _seconds(lambda: latents.append(painter.latents(recipes, [])), device)
+    return draw_s, _seconds(lambda: painter.decode(latents[0][:1]), device)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,191 @@
+"""What is foretold of a run: from the real graph, in proportion, and refused with a change where it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltaw import device as devices
+from deltaw import options
+from deltaw.data.folder import scan
+from deltaw.errors import DeltawError, UsageError
+from deltaw.events import Event, Note, Step, Table
+from deltaw.families import sd
+from deltaw.families.blueprint import Blueprint
+from deltaw.families.networks import VARIANTS
+from deltaw.training import forecast, graph, memory, pace, plan, room, run
+from deltaw.training.tracing import trace
+from deltaw.zoo import bundled_base
+
+PLENTY = (10**15, "free")
+
+
+@pytest.fixture
+def planned(pictures: Callable[..., Path], tiny_base: Path) -> tuple[sd.StableDiffusion, plan.Plan]:
+    given = options.parse({"base": str(tiny_base), "rank": 8, "batch": 4}, ["device=cpu", "dtype=float32"])
+    base = sd.open_base(tiny_base)
+    return base, plan.make(given, base, scan(pictures(3)))
+
+
+def test_a_trace_counts_what_is_alive_and_what_backward_keeps() -> None:
+    x = torch.empty(1000, device="meta", requires_grad=True)
+    one = 4000
+
+    def work() -> torch.Tensor:
+        y = x.exp()  # kept for its gradient
+        z = y.sin()  # as is its input
+        return z.sum()
+
+    found = trace(work, [x])
+    assert 2 * one <= found.peak_bytes < 3 * one + 100
+    assert trace(lambda: x.detach().exp().sin().cos(), [x]).peak_bytes == 2 * one  # nothing is kept without a gradient
+    a = torch.empty(8, 16, device="meta")
+    assert trace(lambda: a @ a.t(), [a]).flops == 2 * 8 * 8 * 16
+
+
+def test_attention_is_counted_as_it_is_fused() -> None:
+    q = torch.empty(1, 1, 4096, 8, device="meta")
+    found = trace(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q), [q])
+    assert found.peak_bytes < 4096 * 4096  # the matrix of all pairs would be 64 MB
+
+
+def test_weights_are_counted_exactly_and_memory_grows_with_the_batch(
+    planned: tuple[sd.StableDiffusion, plan.Plan],
+) -> None:
+    base, made = planned
+    network = base.denoiser(torch.device("cpu"), torch.float32)
+    small, large = (forecast.make(base, made, batch=n) for n in (2, 8))
+    assert small.graph.unet_bytes == sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
+    assert 3.5 < large.graph.step.peak_bytes / small.graph.step.peak_bytes < 4.1
+    assert large.peak_bytes > small.peak_bytes
+    half = forecast.make(base, made, dtype=torch.bfloat16)
+    assert half.graph.unet_bytes == small.graph.unet_bytes // 2
+
+
+def test_every_phase_has_its_reason(planned: tuple[sd.StableDiffusion, plan.Plan]) -> None:
+    rows = forecast.make(*planned).rows()
+    phases = {"program", "load", "encode pictures", "encode captions", "train", "judge", "save", "prove", "draw"}
+    assert {what.removeprefix("memory: ") for what, _, _ in rows if what.startswith("memory")} == phases
+    assert all(why for _, _, why in rows)
+    assert {"disk: run", "disk: cache"} <= {what for what, _, _ in rows}
+
+
+def test_sdxl_is_traced_without_its_weights() -> None:
+    configs = {
+        "unet": {"in_channels": 4, **VARIANTS["sdxl"]["unet"][1]},
+        "vae": {"block_out_channels": (1, 2, 3, 4)},
+        "text_encoder": {},
+    }
+    blueprint = Blueprint(configs)
+    unet = blueprint.denoiser(torch.bfloat16)
+    assert 5.1e9 < sum(p.nbytes for p in unet.parameters()) < 5.2e9
+    with torch.no_grad():
+        found = trace(lambda: unet(**blueprint.questions(1, (256, 256), torch.bfloat16)), unet.parameters())
+    assert found.flops > 1e11
+    assert found.peak_bytes < 1e8
+
+
+def test_a_run_that_does_not_fit_is_refused_with_the_cheapest_change(
+    planned: tuple[sd.StableDiffusion, plan.Plan],
+) -> None:
+    base, few = planned
+    forecast_of_few = (forecast.make(base, few), base, few)
+    made = replace(few, settings=replace(few.settings, batch=64))
+    predicted = forecast.make(base, made)
+    assert predicted.tightest.phase == "train"
+    room.require(predicted, base, made, PLENTY, {})
+    with pytest.raises(
+        UsageError, match=r"take --batch 32: it needs .* try anyway with --set ignore_room=true"
+    ) as told:
+        room.require(predicted, base, made, (predicted.needed_bytes - 1, "free of this machine's 1 GB"), {})
+    assert "free of this machine's 1 GB" in told.value.what
+    assert "train: network" in told.value.where
+    with pytest.raises(UsageError, match=r"even with --set dtype=bfloat16 --resolution 32 .*it needs"):
+        room.require(*forecast_of_few, (1, "free"), {})
+
+
+def test_a_full_disk_is_foretold(
+    planned: tuple[sd.StableDiffusion, plan.Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, made = planned
+    predicted = forecast.make(base, made)
+    places = forecast.places(tmp_path / "not" / "yet" / "there", tmp_path)
+    assert places["run"] == tmp_path
+    room.require(predicted, base, made, PLENTY, places)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(UsageError, match=r"the run writes .* MB and 0 MB are free") as told:
+        room.require(predicted, base, made, PLENTY, places)
+    assert told.value.where == str(tmp_path)
+    with pytest.raises(DeltawError, match="the run does not fit"):
+        room.require(predicted, base, made, (1, "free"), places)
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
+    membership, top = tmp_path / "cgroup", tmp_path / "sys"
+    membership.write_text("0::/a/b\n")
+    (top / "a" / "b").mkdir(parents=True)
+    (top / "a" / "b" / "memory.max").write_text("max\n")
+    (top / "a" / "memory.max").write_text("4000\n")
+    for folder in (top / "a", top / "a" / "b"):
+        (folder / "memory.current").write_text("3000\n")
+        (folder / "memory.stat").write_text("anon 1000\nfile 2000\n")
+    assert devices._control_group(membership, top) == (4000, 1000)  # pages of files can be taken back
+    (top / "a" / "memory.max").write_text("max\n")
+    assert devices._control_group(membership, top) is None
+    assert devices._control_group(tmp_path / "none", top) is None
+
+
+def test_version_1_of_control_groups(tmp_path: Path) -> None:
+    membership, top = tmp_path / "cgroup", tmp_path / "sys"
+    membership.write_text("5:memory:/box\n4:cpu,cpuacct:/\n")
+    place = top / "memory" / "box"
+    place.mkdir(parents=True)
+    (place / "memory.limit_in_bytes").write_text("900\n")
+    (place / "memory.usage_in_bytes").write_text("500\n")
+    (place / "memory.stat").write_text("cache 9\ntotal_cache 100\n")
+    assert devices._control_group(membership, top) == (900, 400)
+
+
+def test_a_dry_run_says_memory_disk_and_time(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    given = options.parse({"base": str(tiny_base), "out": tmp_path / "out", "steps": 7}, ["device=cpu"])
+    run.dry_run(pictures(3), given, strict=False, tell=events.append)
+    tables = {e.title: e for e in events if isinstance(e, Table)}
+    times = {row[0]: row for row in tables["how long it will take"].rows}
+    assert times["train"][2].startswith("7 steps of ")
+    assert set(times) == {"train", "judge and save", "write and prove", "draw", "all of these"}
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hopeless_run_spends_nothing(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "available_bytes", lambda _: (1000, "free"))
+    with pytest.raises(UsageError, match=r"the run needs .* of memory and 0.00 GB are free"):
+        run.train(pictures(3), base=str(tiny_base), out=tmp_path / "out", steps=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_time_is_said_again_after_five_steps() -> None:
+    events: list[Event] = []
+    watch = pace.Watch(events.append)
+    watch.expect(judge_s=10.0, after_s=20.0)
+    for step in range(1, 9):
+        watch(Step(step, 100, 0.1, 1e-4, 2.0, 0))
+    notes = [e.text for e in events if isinstance(e, Note)]
+    assert len(notes) == 1
+    assert notes[0].startswith("after 5 steps of 0.50 s: 78 s in all")  # 95 steps of half a second, judging, the rest
+    assert watch.total_s == pytest.approx(77.5, abs=0.5)
+
+
+def test_the_bundled_base_has_no_figure_without_its_graph() -> None:
+    base = sd.open_base(bundled_base())
+    job = graph.Job(torch.bfloat16, 1, 4, base.targets, (64, 64), 64, 1, True, 2)
+    found = graph.measure(Blueprint(base.folder.configs), job)
+    needs = memory.needs(found, job, "adamw", 0, memory.file_bytes(base))
+    assert max(needs, key=lambda need: need.seen_bytes).n_bytes < 2e8
+    assert found.draw == found.ask
