@@ -88,9 +88,12 @@ class Spool:
 
 
 @contextmanager
-def opened(folder: Path, room_bytes: int = ROOM_BYTES) -> Iterator[Spool]:
-    """Opens a spool whose temporary file, if it needs one, lies in `folder` without a name."""
-    made = Spool(folder, room_bytes)
+def opened(folder: Path, room_bytes: int | None = None) -> Iterator[Spool]:
+    """Opens a spool whose temporary file, if it needs one, lies in `folder` without a name.
+
+    `room_bytes` is what it may hold in memory, `ROOM_BYTES` by default.
+    """
+    made = Spool(folder, ROOM_BYTES if room_bytes is None else room_bytes)
     try:
         yield made
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,12 +91,10 @@ def _bytes(size: int | str) -> int:
     return n_bytes
 
 
-def cut(
+def choose(
     spectra: Mapping[str, Spectrum], shapes: Mapping[str, tuple[int, ...]], budget: Budget, dtype: torch.dtype
-) -> tuple[dict[str, Update], list[Layer]]:
-    """Every module's best factors under one budget; a module of which nothing is kept gets no update.
-
-    The factors carry no alpha: absent means alpha = r, the one reading that all programs share.
+) -> list[Layer]:
+    """Every module's rank under one budget, and what that leaves out; the vectors of the spectra are not looked at.
 
     Args:
         spectra: canonical path to the spectrum of its change.
@@ -110,14 +108,10 @@ def cut(
     values = {path: (_nonzero(spectrum), spectrum.rest) for path, spectrum in spectra.items()}
     costs = {path: width * (shapes[path][0] + math.prod(shapes[path][1:])) for path in spectra}
     ranks = choose_ranks(values, costs, budget, OVERHEAD_BYTES)
-    updates: dict[str, Update] = {}
-    layers: list[Layer] = []
-    for path, spectrum in spectra.items():
-        rank, error = ranks[path], spectrum.error(ranks[path])
-        if rank:
-            updates[path] = factored(*spectrum.cut(rank), shapes[path], dtype)
-        layers.append(Layer(path, rank, len(values[path][0]), math.sqrt(spectrum.energy), error))
-    return updates, layers
+    return [
+        Layer(path, ranks[path], len(values[path][0]), math.sqrt(spectrum.energy), spectrum.error(ranks[path]))
+        for path, spectrum in spectra.items()
+    ]
 
 
 def _nonzero(spectrum: Spectrum) -> list[float]:
@@ -126,7 +120,10 @@ def _nonzero(spectrum: Spectrum) -> list[float]:
 
 
 def factored(up: torch.Tensor, down: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Update:
-    """A LoRA update of two matrices, `up (out, r)` and `down (r, in·kh·kw)`, in the form of the weight's `shape`."""
+    """A LoRA update of two matrices, `up (out, r)` and `down (r, in·kh·kw)`, in the form of the weight's `shape`.
+
+    The factors carry no alpha: absent means alpha = r, the one reading that all programs share.
+    """
     ones = (1,) * (len(shape) - 2)
     return Update("lora", {
         "up": up.reshape(*up.shape, *ones).to(dtype).contiguous(),
@@ -134,7 +131,7 @@ def factored(up: torch.Tensor, down: torch.Tensor, shape: tuple[int, ...], dtype
     })  # fmt: skip
 
 
-def overall(layers: list[Layer]) -> tuple[float, float]:
+def overall(layers: Sequence[Layer]) -> tuple[float, float]:
     """Relative error over all modules and share of the energy kept: (‖left out‖ / ‖whole‖, 1 − its square)."""
     whole = math.fsum(layer.norm**2 for layer in layers)
     lost = math.fsum(layer.error**2 for layer in layers)

@@ -117,17 +117,11 @@ def resolved(
     return Sum(shape, None, made, plain.bias)
 
 
-def relate(path: str, a: Term, b: Term, shape: tuple[int, ...], weight: Weights | None = None) -> Overlap:
-    """How two terms' changes of one module meet, their weights included."""
-    one, other = (sum_of(path, [term], shape, weight) for term in (a, b))
+def relate(one: Sum, other: Sum) -> Overlap:
+    """How two changes of one module meet, their weights included."""
     if one.factors is not None and other.factors is not None:
         return overlap.of_factors(one.factors, other.factors)
     return overlap.of_dense(one.whole(), other.whole())
-
-
-def energy(path: str, term: Term, shape: tuple[int, ...], weight: Weights | None = None) -> float:
-    """‖ΔW‖² of a term's change of one module, its weight included."""
-    return norm_of(sum_of(path, [term], shape, weight)) ** 2
 
 
 def norm_of(total: Sum) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deltaw import adapters
@@ -12,33 +14,68 @@ if TYPE_CHECKING:
     import torch
 
 
-def difference(update: Update | None, wanted: Sum, x: torch.Tensor) -> tuple[float, float]:
-    """‖(ΔW − wanted)·x‖ and ‖wanted·x‖ for probes `x (in·kh·kw, n)`; E‖M·x‖² = n·‖M‖², so both are norms up to √n."""
-    got = _apply(_factored(update, wanted.shape), x, wanted.shape[0])
-    aim = _apply(wanted.factors if wanted.factors is not None else wanted.dense, x, wanted.shape[0])
-    return float((got - aim).norm()), float(aim.norm())
+class Probes:
+    """Random inputs, `n` for each weight: slices of one table, so that they need not be kept or drawn again."""
+
+    n = 8
+    n_starts = 4093
+
+    def __init__(self, generator: torch.Generator):
+        import torch
+
+        self._generator = generator
+        self._x = torch.zeros(0, self.n, dtype=torch.float64)
+
+    def of(self, n_in: int, which: int) -> torch.Tensor:
+        """The probes `(n_in, n)` of weight number `which`, in float64."""
+        import torch
+
+        begin = 331 * which % self.n_starts
+        missing = begin + n_in - self._x.shape[0]
+        if missing > 0:
+            more = torch.randn(max(8192, missing), self.n, generator=self._generator, dtype=torch.float64)
+            self._x = torch.cat([self._x, more])
+        return self._x[begin : begin + n_in]
 
 
-def rounding(update: Update | None, wanted: Sum, x: torch.Tensor) -> float:
-    """How far `difference` may be off by the rounding of the written type and of float32 arithmetic alone.
+@dataclass(frozen=True)
+class Proof:
+    """What a change has to do to the probes.
 
-    Measured on ‖up‖·‖down‖ instead of ‖up·down‖, since terms that cancel leave the rounding of what they were.
+    Args:
+        which: number of the weight.
+        shape: of it.
+        aim: ΔW·x in float32, `(out, n)`; None for no change.
+        norm: ‖ΔW·x‖; E‖M·x‖² = n·‖M‖², so it is ‖ΔW‖ up to √n.
+        size: ‖up‖·‖down‖, which rounding is measured on: terms that cancel leave the rounding of what they were.
     """
-    import torch
 
-    if wanted.factors is not None:
-        size = float(wanted.factors[0].norm()) * float(wanted.factors[1].norm())
-    else:
-        size = float(wanted.dense.norm()) if wanted.dense is not None else 0.0
-    kinds = [torch.finfo(t.dtype).eps for n, t in update.tensors.items() if n != "alpha"] if update is not None else []
-    return 8 * max([torch.finfo(torch.float32).eps, *kinds]) * size * x.shape[1] ** 0.5 + 1e-30
+    which: int
+    shape: tuple[int, ...]
+    aim: torch.Tensor | None
+    norm: float
+    size: float
 
+    @classmethod
+    def of(cls, which: int, wanted: Sum, probes: Probes) -> Proof:
+        """The proof of a sum that is weight number `which`."""
+        change = wanted.factors if wanted.factors is not None else wanted.dense
+        if change is None:
+            return cls(which, wanted.shape, None, 0.0, 0.0)
+        aim = _apply(change, probes.of(math.prod(wanted.shape[1:]), which), wanted.shape[0])
+        parts = change if isinstance(change, tuple) else (change,)
+        size = math.prod(float(part.norm()) for part in parts)
+        return cls(which, wanted.shape, aim.float(), float(aim.norm()), size)
 
-def probes(n_in: int, generator: torch.Generator, n: int = 8) -> torch.Tensor:
-    """Random inputs `(n_in, n)` in float64."""
-    import torch
+    def compare(self, update: Update | None, probes: Probes) -> tuple[float, float]:
+        """‖(ΔW − wanted)·x‖, and how far rounding to the written type and float32 arithmetic alone may take it."""
+        import torch
 
-    return torch.randn(n_in, n, generator=generator, dtype=torch.float64)
+        x = probes.of(math.prod(self.shape[1:]), self.which)
+        got = _apply(_factored(update, self.shape), x, self.shape[0])
+        off = float((got if self.aim is None else got - self.aim).norm())
+        kinds = [torch.finfo(t.dtype).eps for n, t in update.tensors.items() if n != "alpha"] if update else []
+        return off, 8 * max([torch.finfo(torch.float32).eps, *kinds]) * self.size * x.shape[1] ** 0.5 + 1e-30
 
 
 def _factored(update: Update | None, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor | None:

@@ -7,6 +7,7 @@ encoders after the prefixes of the program that published them.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,16 @@ class Reader:
     def weight(self, path: str) -> torch.Tensor:
         """The weight of a canonical module, in its own dtype."""
         return self._rows(self.checkpoint.held[path])
+
+    def blocks(self, path: str, n: int) -> Iterator[torch.Tensor]:
+        """The rows of a canonical module's weight in blocks of about `n` numbers, so that none of it is held whole."""
+        held, shape = self.checkpoint.held[path], self.checkpoint.shapes[path]
+        if held.swapped:
+            yield self._rows(held)
+            return
+        step = max(1, n // max(1, math.prod(shape[1:])))
+        for begin in range(held.begin, held.end, step):
+            yield self.handles[held.file].rows(held.key, begin, min(begin + step, held.end))
 
     def bias(self, path: str) -> torch.Tensor:
         """The bias of a canonical module, in its own dtype."""

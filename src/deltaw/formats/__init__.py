@@ -5,7 +5,8 @@ To add one: write `formats/NAME.py` (see `Dialect`) and put it in `ALL`. The con
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -25,14 +26,16 @@ from deltaw.formats import (
     peft,
     reading,
     saving,
+    streaming,
     xlabs,
 )
 from deltaw.formats.keys import Places
 from deltaw.formats.match import Match
 from deltaw.formats.reading import Reading
 from deltaw.formats.source import Source, locate
+from deltaw.formats.streaming import Opened
 
-__all__ = ["ALL", "Dialect", "Match", "load", "named", "save", "shapes_of", "understand"]
+__all__ = ["ALL", "Dialect", "Match", "Opened", "lazy", "load", "named", "save", "shapes_of", "understand"]
 
 
 class Dialect(Protocol):
@@ -138,12 +141,30 @@ def load(
     """
     source, meaning = understand(path, shapes=shapes)
     delta, match = loading.build(source, meaning, drop_broken=drop_broken)
+    _require_whole(match, strict, source.where)
+    return delta, match
+
+
+@contextlib.contextmanager
+def lazy(path: str | Path, *, strict: bool = False, shapes: Shapes | None = None) -> Iterator[Opened]:
+    """As `load`, but that a module's tensors are read when they are asked for; the file stays open meanwhile.
+
+    Raises:
+        InputError: as `load`; for a tensor that is not finite, when it is asked for.
+    """
+    source, meaning = understand(path, shapes=shapes)
+    with loading.opened(source) as get:
+        found = streaming.opened(source, meaning, get)
+        _require_whole(found.match, strict, source.where)
+        yield found
+
+
+def _require_whole(match: Match, strict: bool, where: Path) -> None:
     if strict and match.partial:
         raise InputError(
-            f"not everything in it is used ({match.counts()}; {'; '.join(match.losses(3))})", where=source.where,
+            f"not everything in it is used ({match.counts()}; {'; '.join(match.losses(3))})", where=where,
             expected="every key used (--strict)", advice="check the base, or leave --strict out",
         )  # fmt: skip
-    return delta, match
 
 
 def save(delta: Delta, path: str | Path, dialect: str = "kohya", *, shapes: Shapes | None = None) -> int:

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING
 from deltaw import tensorfile
 from deltaw.adapters import needs_base
 from deltaw.adapters.scaling import computing, is_finite
-from deltaw.algebra import combine
+from deltaw.algebra import combine, inputs
 from deltaw.algebra.combine import Term
 from deltaw.errors import InputError, UsageError
 from deltaw.events import Note, Phase, Saved, Tell, Tick, Warn, silent
 from deltaw.families.checkpoint import Checkpoint, Held, Reader, open_checkpoint
-from deltaw.verbs.merge import load_terms, require_other
 
 if TYPE_CHECKING:
     import torch
@@ -90,16 +89,19 @@ def bake(
     checkpoint = open_checkpoint(base)
     out = Path(out)
     for path in (base, *(path for path, _ in files)):
-        require_other(path, out)
+        inputs.require_other(path, out)
     if checkpoint.where.is_dir() and out.exists():
         raise UsageError(
             "the output exists", where=out, expected="a new folder", advice="choose another -o or remove it"
         )
-    terms = load_terms(files, weights or {}, strict, tell, shapes=checkpoint.shapes)
-    if tokens := [token for term in terms for token in term.delta.embeddings]:
-        tell(Warn(f"the vectors of {', '.join(tokens)} are not baked: a token needs the tokenizer too"))
     loss = _Loss()
-    with checkpoint.reader() as reader:
+    with (
+        inputs.opened(files, tell, weights=weights, strict=strict, shapes=checkpoint.shapes) as given,
+        checkpoint.reader() as reader,
+    ):
+        terms = given.terms
+        if tokens := [token for term in terms for token in term.delta.embeddings]:
+            tell(Warn(f"the vectors of {', '.join(tokens)} are not baked: a token needs the tokenizer too"))
         touched = _touched(checkpoint, terms)
         tell(Phase("bake", sum(len(keys) for keys in touched.values()), "tensors"))
         n_bytes = 0

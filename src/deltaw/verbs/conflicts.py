@@ -9,17 +9,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw.adapters.overlap import Overlap
-from deltaw.algebra import combine
-from deltaw.errors import InputError, UsageError
+from deltaw.algebra import combine, inputs
+from deltaw.algebra.inputs import Inputs
+from deltaw.errors import UsageError
 from deltaw.events import Note, Phase, Table, Tell, Tick, Warn, silent
-from deltaw.families.checkpoint import open_checkpoint
 from deltaw.verbs.inspect import block_of
-from deltaw.verbs.merge import common_shapes, load_terms
 
 FIGHTING = -0.2
 """Below this cosine two changes of a block take noticeably from each other (a tenth of the sum's norm and more)."""
@@ -83,34 +81,38 @@ def conflicts(
     """
     if len(files) < 2:
         raise UsageError("a conflict takes two files", expected="two or more")
-    terms = load_terms(files, weights or {}, False, tell)
     names = [f"{Path(path).stem}:{weight:g}" for path, weight in files]
-    shapes = common_shapes([term.delta for term in terms], [str(path) for path, _ in files])
-    pairs = list(itertools.combinations(range(len(terms)), 2))
-    tell(Phase("compare", len(pairs), "pairs"))
-    found: list[Meeting] = []
-    with ExitStack() as stack:
-        weight = stack.enter_context(open_checkpoint(base).reader()).weight if base is not None else None
-        try:
-            squares = [
-                {path: combine.energy(path, term, shapes[path], weight) for path in term.delta.updates}
-                for term in terms
-            ]
-            for i, (a, b) in enumerate(pairs):
-                both = [path for path in terms[a].delta.updates if path in terms[b].delta.updates]
-                layers = {path: combine.relate(path, terms[a], terms[b], shapes[path], weight) for path in both}
-                whole = math.fsum((*squares[a].values(), *squares[b].values()))
-                found.append(_meeting((names[a], names[b]), layers, whole))
-                tell(Tick(i + 1))
-        except ValueError as error:
-            raise InputError(
-                str(error), expected="the base they were trained on", advice="name it with --base"
-            ) from error
+    with inputs.opened(files, tell, weights=weights, base=base) as given:
+        squares, layers = _compared(given, tell)
+    whole = [math.fsum(own.values()) for own in squares]
     report = ConflictReport(
-        tuple(found), {n: math.sqrt(math.fsum(s.values())) for n, s in zip(names, squares, strict=True)}
+        tuple(_meeting((names[a], names[b]), found, whole[a] + whole[b]) for (a, b), found in layers.items()),
+        {name: math.sqrt(own) for name, own in zip(names, whole, strict=True)},
     )
     _tell(report, tell)
     return report
+
+
+def _compared(given: Inputs, tell: Tell) -> tuple[list[dict[str, float]], dict[tuple[int, int], dict[str, Overlap]]]:
+    """Every file's squared norms by module, and every pair's overlaps; each module is read once."""
+    everything = combine.paths(given.terms)
+    tell(Phase("compare", len(everything), "modules"))
+    squares: list[dict[str, float]] = [{} for _ in given.terms]
+    layers: dict[tuple[int, int], dict[str, Overlap]] = {
+        p: {} for p in itertools.combinations(range(len(given.terms)), 2)
+    }
+    for i, path in enumerate(everything):
+        owners = [k for k, term in enumerate(given.terms) if path in term.delta.updates]
+        try:
+            sums = {k: combine.sum_of(path, [given.terms[k]], given.shapes[path], given.weight) for k in owners}
+        except ValueError as error:
+            raise inputs.needs_base(error) from error
+        for k, total in sums.items():
+            squares[k][path] = combine.norm_of(total) ** 2
+        for a, b in itertools.combinations(owners, 2):
+            layers[a, b][path] = combine.relate(sums[a], sums[b])
+        tell(Tick(i + 1))
+    return squares, layers
 
 
 def _meeting(names: tuple[str, str], layers: Mapping[str, Overlap], whole: float) -> Meeting:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltaw import formats, tensorfile
+from deltaw.algebra.inputs import require_other
 from deltaw.delta import Delta
 from deltaw.errors import UnverifiedError, UsageError
 from deltaw.events import Note, Saved, Tell, Warn, silent
 from deltaw.families.listing import Shapes
 from deltaw.formats.match import Match
-from deltaw.verbs.merge import require_other
+
+if TYPE_CHECKING:
+    import torch
 from deltaw.verbs.shrink import ShrinkReport, shrink
 
 
@@ -104,12 +109,14 @@ def require_same(delta: Delta, path: str | Path, shapes: Shapes | None = None) -
     Raises:
         UnverifiedError: something reads back as something else.
     """
-    back, _ = formats.load(path, shapes=shapes)
-    for name, update in delta.updates.items():
-        theirs = back.updates.get(name)
-        same = (
-            theirs is not None and theirs.algorithm == update.algorithm and set(theirs.tensors) == set(update.tensors)
-        )
-        if theirs is None or not same or any(not theirs.tensors[n].equal(t) for n, t in update.tensors.items()):
-            raise UnverifiedError(f"{name} reads back as something else", where=path, expected="the same tensors",
-                                  advice="keep the input and report it")  # fmt: skip
+    with formats.lazy(path, shapes=shapes) as back:
+        for name, update in delta.updates.items():
+            theirs = back.delta.updates.get(name)
+            alike = theirs is not None and theirs.algorithm == update.algorithm
+            if theirs is None or not alike or not _equal(theirs.tensors, update.tensors):
+                raise UnverifiedError(f"{name} reads back as something else", where=path, expected="the same tensors",
+                                      advice="keep the input and report it")  # fmt: skip
+
+
+def _equal(theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> bool:
+    return set(theirs) == set(ours) and all(theirs[name].equal(tensor) for name, tensor in ours.items())

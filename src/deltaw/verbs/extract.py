@@ -8,23 +8,26 @@ rounding of the checkpoints' own types would make of nothing are not taken for a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltaw import formats, tensorfile
+from deltaw import formats, spool, tensorfile
 from deltaw.adapters import lowrank
 from deltaw.adapters.lowrank import Budget, Spectrum
-from deltaw.adapters.scaling import computing, is_finite
-from deltaw.algebra import budget
+from deltaw.adapters.scaling import computing
+from deltaw.algebra import budget, difference, inputs
 from deltaw.algebra.budget import Layer
+from deltaw.algebra.difference import Difference
+from deltaw.algebra.result import OnDemand, Shelved
 from deltaw.delta import Delta, Update
 from deltaw.errors import InputError
 from deltaw.events import Note, Phase, Saved, Tell, Tick, Warn, silent
 from deltaw.families.checkpoint import Checkpoint, Reader, open_checkpoint
+from deltaw.spool import Spool
 from deltaw.verbs.convert import require_same
-from deltaw.verbs.merge import require_other, seeded, written_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +115,7 @@ def extract(
         InputError: the two are equal, unrelated or of different families, or one cannot be read.
     """
     for path in (tuned, base):
-        require_other(path, out)
+        inputs.require_other(path, out)
     wanted = budget.parse(rank, energy, size)
     wanted = wanted if wanted.is_set else Budget(energy=0.99)
     changed, original = open_checkpoint(tuned), open_checkpoint(base)
@@ -120,32 +123,40 @@ def extract(
         raise InputError(f"this is {changed.family.title}, the base is {original.family.title}", where=tuned,
                          expected="two checkpoints of one family", advice="check --base")  # fmt: skip
     tally = _Tally()
-    spectra = _spectra(changed, original, wanted, tally, full_norms, seed, tell)
-    tally.uncaptured.update(_outside(changed, original))
-    _require_related(tuned, base, tally, force, bool(spectra or tally.full))
-    updates, layers = budget.cut(spectra, original.shapes, wanted, written_dtype(dtype or "float16", (), exact=False))
-    made = Delta(original.family.name, {**updates, **tally.full})
-    with tensorfile.replacing(out) as temporary:
-        n_bytes = formats.save(made, temporary, dialect, shapes=original.shapes)
-        require_same(made, temporary, original.shapes)
-    kept = _kept_energy(layers, tally)
-    _tell_all(tell, layers, spectra, tally, kept)
-    tell(Saved(str(out), n_bytes, f"{len(made.updates)} modules, {kept:.1%} of the difference's energy"))
+    kind = inputs.dtype_named(dtype or "float16")
+    with spool.opened(Path(out).parent) as kept:
+        spectra = _spectra(changed, original, wanted, tally, full_norms, seed, tell, kept)
+        tally.uncaptured.update(_outside(changed, original))
+        _require_related(tuned, base, tally, force, bool(spectra or tally.full))
+        layers = budget.choose({p: one.values for p, one in spectra.items()}, original.shapes, wanted, kind)
+        makers: dict[str, Callable[[], Update]] = {
+            layer.path: partial(spectra[layer.path].factored, layer.rank, original.shapes[layer.path], kind)
+            for layer in layers if layer.rank
+        }  # fmt: skip
+        makers |= {path: partial(Update, update.algorithm, update.tensors) for path, update in tally.full.items()}
+        made = Delta(original.family.name, OnDemand(makers, Path(out)))
+        with tensorfile.replacing(out) as temporary:
+            n_bytes = formats.save(made, temporary, dialect, shapes=original.shapes)
+            require_same(made, temporary, original.shapes)
+    share = _kept_energy(layers, tally)
+    _tell_all(tell, layers, spectra, tally, share)
+    tell(Saved(str(out), n_bytes, f"{len(made.updates)} modules, {share:.1%} of the difference's energy"))
     change = math.sqrt(tally.difference / tally.base) if tally.base else 0.0
-    return ExtractReport(Path(out), n_bytes, tuple(layers), kept, change, tally.cosine, tally.uncaptured)
+    return ExtractReport(Path(out), n_bytes, tuple(layers), share, change, tally.cosine, tally.uncaptured)
 
 
 def _spectra(
-    changed: Checkpoint, original: Checkpoint, wanted: Budget, tally: _Tally, full_norms: bool, seed: int, tell: Tell
-) -> dict[str, Spectrum]:
-    """The leading part of every matrix' difference, one weight in memory at a time; the rest goes into the tally."""
+    changed: Checkpoint, original: Checkpoint, wanted: Budget, tally: _Tally, full_norms: bool, seed: int, tell: Tell,
+    kept: Spool,
+) -> dict[str, Shelved]:  # fmt: skip
+    """The leading part of every matrix' difference, one difference in memory at a time; the rest goes into the tally."""
     shared = _shared(changed, original, tally.uncaptured)
     tell(Phase("spectra", len(shared), "weights"))
-    spectra: dict[str, Spectrum] = {}
+    spectra: dict[str, Shelved] = {}
     with changed.reader() as new, original.reader() as old:
         for i, path in enumerate(shared):
             if (spectrum := _difference(path, new, old, wanted, tally, full_norms, seed)) is not None:
-                spectra[path] = spectrum
+                spectra[path] = Shelved.of(spectrum, kept)
             tell(Tick(i + 1, path))
         _biases(new, old, tally, full_norms)
     return spectra
@@ -166,31 +177,26 @@ def _difference(
     path: str, new: Reader, old: Reader, wanted: Budget, tally: _Tally, full_norms: bool, seed: int
 ) -> Spectrum | None:
     """The leading part of one weight's difference; None where there is none that a LoRA can hold."""
-    kinds = (new.weight(path), old.weight(path))
-    after, before = _wide(kinds[0]), _wide(kinds[1])
-    is_matrix = (
-        after.ndim > 1 and "embedding" not in path
-    )  # a token's vector is not a matrix that a LoRA would multiply
-    noise = _noise(after, (kinds[0].dtype, kinds[1].dtype)) if is_matrix else 0.0
-    sizes = (_square(after), _square(before), float(after.flatten() @ before.flatten()))
-    change = after.sub_(before) if after is not kinds[0] else after - before
-    if not is_finite(change):
+    shape = old.checkpoint.shapes[path]
+    # a token's vector is not a matrix that a LoRA would multiply
+    is_matrix = len(shape) > 1 and "embedding" not in path
+    met = difference.between(path, new, old, keep=is_matrix or len(shape) == 1)
+    if not math.isfinite(met.energy):
         raise InputError(
             f"{path} holds NaN or infinite numbers", where=new.checkpoint.where, advice="use another checkpoint"
         )
     if not is_matrix:
-        if bool(change.any()):
-            _keep_whole(path, "diff", change, tally, full_norms and change.ndim == 1)
+        if met.energy:
+            _keep_whole(path, "diff", met, tally, full_norms and len(shape) == 1)
         return None
-    energy = _square(change)
-    tally.tuned += sizes[0]
-    tally.base += sizes[1]
-    tally.inner += sizes[2]
-    tally.difference += energy
-    if energy == 0:
+    tally.tuned += met.tuned
+    tally.base += met.base
+    tally.inner += met.inner
+    tally.difference += met.energy
+    if met.energy == 0 or met.change is None:
         return None
-    spectrum = _leading(change.flatten(1), wanted, noise, seed)
-    kept = int((spectrum.s > math.hypot(noise, _arithmetic(spectrum.s, change))).sum())
+    spectrum = _leading(met.change.flatten(1), wanted, met.noise, seed)
+    kept = int((spectrum.s > math.hypot(met.noise, _arithmetic(spectrum.s, met.change))).sum())
     below = float(spectrum.s[kept:].double().square().sum()) + spectrum.rest
     tally.noise += below if kept == 0 else 0.0
     return Spectrum(spectrum.u[:, :kept], spectrum.s[:kept], spectrum.vt[:kept], below) if kept else None
@@ -202,24 +208,11 @@ def _leading(change: torch.Tensor, wanted: Budget, noise: float, seed: int) -> S
     n = min(most, wanted.rank or FIRST_RANK)
     share = 1 - (wanted.energy if wanted.energy is not None else 0.999)
     while True:
-        spectrum = lowrank.of_dense(change, n, seeded(seed))
+        spectrum = lowrank.of_dense(change, n, inputs.seeded(seed))
         enough = spectrum.rest <= share * spectrum.energy or float(spectrum.s[-1]) <= noise
         if wanted.rank is not None or enough or n >= most:
             return spectrum
         n = min(most, 2 * n)
-
-
-def _noise(weight: torch.Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> float:
-    """The largest singular value that rounding to the checkpoints' types makes of nothing.
-
-    A rounding error is uniform within half an ulp, so σ_ij ≤ ε·|W_ij| / √12; the spectral norm of independent entries
-    is about the largest row norm plus the largest column norm of σ (Bandeira & van Handel 2016, arXiv 1408.6185).
-    """
-    import torch
-
-    epsilon = math.hypot(*(torch.finfo(dtype).eps for dtype in dtypes))
-    rows, columns = (torch.linalg.vector_norm(weight.flatten(1), dim=axis).max() for axis in (1, 0))
-    return epsilon / math.sqrt(12) * (float(rows) + float(columns))
 
 
 def _arithmetic(s: torch.Tensor, change: torch.Tensor) -> float:
@@ -229,13 +222,13 @@ def _arithmetic(s: torch.Tensor, change: torch.Tensor) -> float:
     return 2 * torch.finfo(torch.float32).eps * math.sqrt(min(change.flatten(1).shape)) * float(s[0])
 
 
-def _keep_whole(path: str, name: str, change: torch.Tensor, tally: _Tally, full_norms: bool) -> None:
-    if full_norms:
+def _keep_whole(path: str, name: str, met: Difference, tally: _Tally, full_norms: bool) -> None:
+    if full_norms and met.change is not None:
         own = tally.full.get(path, Update("full", {}))
-        tally.full[path] = Update("full", {**own.tensors, name: change.contiguous()})
+        tally.full[path] = Update("full", {**own.tensors, name: met.change})
     else:
-        kind = "bias" if name == "bias" else "norm" if change.ndim == 1 else "embedding"
-        tally.uncaptured[f"{path}.{name}"] = f"a {kind} that differs by {math.sqrt(_square(change)):.3g}"
+        kind = "bias" if name == "bias" else "norm" if met.change is not None else "embedding"
+        tally.uncaptured[f"{path}.{name}"] = f"a {kind} that differs by {math.sqrt(met.energy):.3g}"
 
 
 def _biases(new: Reader, old: Reader, tally: _Tally, full_norms: bool) -> None:
@@ -244,7 +237,8 @@ def _biases(new: Reader, old: Reader, tally: _Tally, full_norms: bool) -> None:
             after, before = _wide(new.bias(path)), _wide(old.bias(path))
             if after.shape == before.shape and bool((after - before).any()):
                 is_norm = len(old.checkpoint.shapes.get(path, ())) == 1
-                _keep_whole(path, "bias", after - before, tally, full_norms and is_norm)
+                met = Difference(after - before, energy=difference.square(after - before))
+                _keep_whole(path, "bias", met, tally, full_norms and is_norm)
 
 
 def _outside(changed: Checkpoint, original: Checkpoint) -> dict[str, str]:
@@ -295,11 +289,11 @@ def _kept_energy(layers: list[Layer], tally: _Tally) -> float:
     return 1 - lost / tally.difference if tally.difference else 1.0
 
 
-def _tell_all(tell: Tell, layers: list[Layer], spectra: Mapping[str, Spectrum], tally: _Tally, kept: float) -> None:
+def _tell_all(tell: Tell, layers: list[Layer], spectra: Mapping[str, Shelved], tally: _Tally, kept: float) -> None:
     if tally.uncaptured:
         shown = "; ".join(f"{name}: {why}" for name, why in list(tally.uncaptured.items())[:5])
         tell(Warn(f"{len(tally.uncaptured)} differences are not in the LoRA ({shown})"))
-    if capped := [layer.path for layer in layers if layer.rank == MOST_RANK and spectra[layer.path].rest > 0]:
+    if capped := [layer.path for layer in layers if layer.rank == MOST_RANK and spectra[layer.path].values.rest > 0]:
         tell(Warn(f"{len(capped)} layers have more than {MOST_RANK} ranks; the rest of them is left out ({capped[0]})"))
     tell(Note(f"the LoRA keeps {kept:.2%} of the energy of the difference"))
 
@@ -307,9 +301,3 @@ def _tell_all(tell: Tell, layers: list[Layer], spectra: Mapping[str, Spectrum], 
 def _wide(weight: torch.Tensor) -> torch.Tensor:
 
     return weight.to(computing(weight))
-
-
-def _square(change: torch.Tensor) -> float:
-    import torch
-
-    return float(torch.linalg.vector_norm(change)) ** 2

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw import tensorfile
+from deltaw.algebra.inputs import require_other
 from deltaw.errors import InputError
 from deltaw.events import Saved, Tell, silent
 from deltaw.formats import loading
-from deltaw.verbs.merge import require_other
 
 KEPT_BY_STRIP = ("modelspec.architecture", "modelspec.trigger_phrase", "modelspec.title", "modelspec.sai_model_spec",
                  "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args")  # fmt: skip

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deltaw import formats
-from deltaw.algebra import budget, combine
+from deltaw.algebra import budget, combine, inputs, result
 from deltaw.algebra.budget import Layer
-from deltaw.algebra.combine import Term
+from deltaw.algebra.combine import Sum
+from deltaw.algebra.inputs import Inputs
 from deltaw.delta import Delta
-from deltaw.errors import InputError
-from deltaw.events import Phase, Saved, Tell, Warn, silent
-from deltaw.families.checkpoint import open_checkpoint
-from deltaw.verbs.merge import common_shapes, reduce, require_other, seeded, write_verified, written_dtype
+from deltaw.events import Phase, Saved, Tell, Tick, silent
 
 
 @dataclass(frozen=True)
@@ -67,35 +64,33 @@ def shrink(
         InputError: the input cannot be used, or needs its base.
         UnverifiedError: the written file does not do what it should.
     """
-    require_other(file, out)
+    inputs.require_other(file, out)
     wanted = budget.parse(rank, energy, size)
     wanted = wanted if wanted.is_set else budget.Budget(energy=1.0)
-    delta, match = formats.load(file, strict=strict)
-    for line in match.losses() if match.partial else ():
-        tell(Warn(f"{file}: {line}"))
-    terms = [Term(delta, lambda _path: 1.0)]
-    shapes = common_shapes([delta], [str(file)])
-    generator = seeded(0)
-    tell(Phase("spectra", len(delta.updates), "modules"))
-    with ExitStack() as stack:
-        weight = stack.enter_context(open_checkpoint(base).reader()).weight if base is not None else None
-        try:
-            sums = {path: combine.sum_of(path, terms, shapes[path], weight) for path in delta.updates}
-        except ValueError as error:
-            raise InputError(
-                str(error), where=file, expected="the base it was trained on", advice="name it with --base"
-            ) from error
-    updates, layers = reduce(sums, wanted, written_dtype(dtype, terms, exact=False), generator)
-    if not updates:
-        raise InputError("nothing is left to write", where=out, expected="a budget above one rank", advice="allow more")
-    made = Delta(delta.family, updates, delta.trigger, _metadata(delta), delta.embeddings)
-    own = next(iter(match.dialects))
-    error, n_bytes = write_verified(made, sums, layers, shapes, Path(out), dialect or _holding(own), generator)
+    with inputs.opened([(file, 1.0)], tell, strict=strict, base=base) as given:
+        delta = given.terms[0].delta
+        written = result.write(
+            _sums(given, file, tell), replace(delta, metadata=_metadata(delta)), Path(out), wanted=wanted,
+            dtype=given.written_dtype(dtype, exact=False), dialect=dialect or _holding(given.dialects[0]), shapes=given.shapes,
+            generator=inputs.seeded(0),
+        )  # fmt: skip
     before = sum(
         f.stat().st_size for f in ([Path(file)] if Path(file).is_file() else Path(file).rglob("*")) if f.is_file()
     )
-    tell(Saved(str(out), n_bytes, f"{len(updates)} modules, relative error {error:.1e}"))
-    return ShrinkReport(Path(out), before, n_bytes, tuple(layers), error, budget.overall(layers)[1])
+    tell(Saved(str(out), written.n_bytes, f"{written.n_modules} modules, relative error {written.error:.1e}"))
+    kept = budget.overall(written.layers)[1]
+    return ShrinkReport(Path(out), before, written.n_bytes, written.layers, written.error, kept)
+
+
+def _sums(given: Inputs, file: str | Path, tell: Tell) -> Iterator[tuple[str, Sum]]:
+    everything = combine.paths(given.terms)
+    tell(Phase("spectra", len(everything), "modules"))
+    for i, path in enumerate(everything):
+        try:
+            yield path, combine.sum_of(path, given.terms, given.shapes[path], given.weight)
+        except ValueError as error:
+            raise inputs.needs_base(error, file) from error
+        tell(Tick(i + 1))
 
 
 def _holding(dialect: str) -> str:
