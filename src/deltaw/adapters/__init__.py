@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from deltaw.adapters import dora, full, glora, ia3, loha, lokr, lora, oft
+from deltaw.adapters import dora, full, glora, ia3, loha, lokr, lora, oft, oft_input, scale
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,7 @@ class Algorithm(Protocol):
         ...
 
 
-ALL: tuple[Algorithm, ...] = (lora, loha, lokr, ia3, oft, glora, full)
+ALL: tuple[Algorithm, ...] = (lora, loha, lokr, ia3, scale, oft, oft_input, glora, full)
 """Every algorithm, in the order in which files are matched."""
 
 COMMON = ("alpha", "magnitude", "bias")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -30,4 +31,4 @@ def is_finite(tensor: torch.Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     low, high = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())
-    return bool(low.isfinite()) and bool(high.isfinite())
+    return math.isfinite(low.item()) and math.isfinite(high.item())

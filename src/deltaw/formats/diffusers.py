@@ -58,4 +58,4 @@ def original(family: Family) -> bool:
 
 def describe(delta: Delta, shapes: Shapes) -> dict[str, str]:
     """The alphas as PEFT configurations in the header."""
-    return alphas.in_header(delta)
+    return alphas.in_header(delta, alphas.of_lora)

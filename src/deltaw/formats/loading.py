@@ -7,12 +7,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from deltaw import adapters
 from deltaw.adapters.scaling import is_finite
 from deltaw.delta import Delta, Update
 from deltaw.errors import InputError
-from deltaw.formats import alphas, cloneofsimo, embedding, fused, pickled
+from deltaw.formats import alphas, cloneofsimo, embedding, fused, peft_kinds, pickled
 from deltaw.formats.embedding import Claim
 from deltaw.formats.match import Match
 from deltaw.formats.reading import FAMILY, Entry, Reading
@@ -92,7 +93,7 @@ class Modules:
         tensors = _canonical(entry, {name: self.get(key) for name, key in entry.tensors.items()}, self.reading)
         if (alpha := _alpha_tensor(self.source, entry, tensors, self._dtypes)) is not None:
             tensors.setdefault("alpha", alpha)
-        return tensors
+        return _as_configured(self.source, entry, tensors, self.reading)
 
     def updates(self, entry: Entry, tensors: dict[str, torch.Tensor]) -> dict[str, Update]:
         """Canonical path to update; several for a fused weight.
@@ -145,9 +146,10 @@ def _alpha_tensor(
 ) -> torch.Tensor | None:
     import torch
 
-    if "down" not in tensors or entry.place is None:
+    rank = adapters.rank(entry.algorithm, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    if rank is None or entry.place is None:
         return None
-    alpha = configured_alpha(source, entry, tensors["down"].shape[0])
+    alpha = configured_alpha(source, entry, rank)
     dtype = dtypes.get(entry.place.paths[0], "float32")
     return torch.tensor(alpha, dtype=getattr(torch, dtype)) if alpha is not None and dtype else None
 
@@ -158,15 +160,32 @@ def configured_alpha(source: Source, entry: Entry, rank: int) -> float | None:
     Raises:
         InputError: the configuration makes no sense.
     """
+    config, path = _configuration(source, entry)
+    try:
+        alpha = alphas.configured(config, path, rank)
+        return alpha if alpha is not None else alphas.configured(config, path.removeprefix("text_model."), rank)
+    except ValueError as error:
+        raise InputError(str(error), where=source.where, advice="write the alphas out by name") from error
+
+
+def _configuration(source: Source, entry: Entry) -> tuple[Mapping[str, Any], str]:
+    """The configuration that an entry belongs to (empty where there is none), and its path in that network."""
     for prefix, config in source.configs.items():
         if entry.stem.startswith(prefix):
-            path = entry.stem.removeprefix(prefix)
-            try:
-                alpha = alphas.configured(config, path, rank)
-                return alpha if alpha is not None else alphas.configured(config, path.removeprefix("text_model."), rank)
-            except ValueError as error:
-                raise InputError(str(error), where=source.where, advice="write the alphas out by name") from error
-    return None
+            return config, entry.stem.removeprefix(prefix)
+    return {}, entry.stem
+
+
+def _as_configured(
+    source: Source, entry: Entry, tensors: dict[str, torch.Tensor], reading: Reading
+) -> dict[str, torch.Tensor]:
+    if entry.dialect != "peft" or entry.place is None:
+        return tensors
+    config, path = _configuration(source, entry)
+    try:
+        return peft_kinds.canonical(entry.algorithm, tensors, config, path, entry.place.shape(reading.shapes))
+    except ValueError as error:
+        raise InputError(str(error), where=source.where, advice="mend the adapter's configuration") from error
 
 
 def _alpha_dtypes(source: Source) -> dict[str, str]:

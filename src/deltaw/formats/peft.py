@@ -1,28 +1,40 @@
 """PEFT: a folder with `adapter_model.safetensors` and `adapter_config.json`, one a network.
 
-Keys are `base_model.model.<path>.lora_A.weight`. A PEFT adapter belongs to one network, so a change of
-several is a folder of such folders named after the components. Alphas are in the configuration.
+Keys are `base_model.model.<path>.lora_A.weight`. A PEFT adapter belongs to one network and is of one kind (`peft_kinds`),
+so a change of several networks is a folder of such folders named after the components. Alphas are in the configuration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from deltaw.delta import Delta
+from deltaw.delta import Delta, Update
 from deltaw.families import Family
 from deltaw.families.listing import Shapes
-from deltaw.formats import alphas, keys
+from deltaw.formats import alphas, keys, peft_kinds
 
 NAME = "peft"
-ALGORITHMS = ("lora",)
+ALGORITHMS = tuple(peft_kinds.KINDS.values())
 ALPHA_IN_FILE = False
 ROOT = "base_model.model."
-_SUFFIX = {"lora.up": "lora_B.weight", "lora.down": "lora_A.weight", "lora.magnitude": "lora_magnitude_vector"}
+_OTHERS = {
+    **{suffix: tensor for suffix, tensor in keys.KOHYA_SUFFIXES.items() if tensor.startswith(("loha.", "lokr."))},
+    "oft_R.weight": "oft-input.skew", "ia3_l": "scale.l",
+}  # fmt: skip
+_READ = {
+    **keys.PEFT_SUFFIXES, **_OTHERS, **{f"{suffix}.default": tensor for suffix, tensor in _OTHERS.items()},
+    "oft_R.default.weight": "oft-input.skew", "lora_B.bias": "lora.bias",
+}  # fmt: skip
+_SUFFIX = {
+    "lora.up": "lora_B.weight", "lora.down": "lora_A.weight", "lora.magnitude": "lora_magnitude_vector",
+    **{tensor: suffix for suffix, tensor in _OTHERS.items()},
+}  # fmt: skip
 
 
 def split(key: str) -> tuple[str, str] | None:
     """`base_model.model.unet.x.lora_B.weight` as `("base_model.model.unet.x", "lora.up")`."""
-    return keys.split_dotted(key, keys.PEFT_SUFFIXES) if key.startswith(ROOT) else None
+    return keys.split_dotted(key, _READ) if key.startswith(ROOT) else None
 
 
 def places(family: Family, shapes: Shapes, metadata: Mapping[str, str]) -> keys.Places:
@@ -62,5 +74,19 @@ def original(family: Family) -> bool:
 
 
 def describe(delta: Delta, shapes: Shapes) -> dict[str, str]:
-    """The alphas as PEFT configurations in the header."""
-    return alphas.in_header(delta)
+    """A PEFT configuration a component, in the header until it becomes a file.
+
+    Raises:
+        ValueError: the changes of a component are of several kinds, or PEFT would make other tensors of its configuration.
+    """
+
+    def configured(component: str, own: Mapping[str, Update]) -> dict[str, Any]:
+        found = {update.algorithm for update in own.values()}
+        if found == {"lora"}:
+            return alphas.of_lora(component, own)
+        if len(found) > 1:
+            raise ValueError(f"an adapter is of one kind, and {component} has {' and '.join(sorted(found))}")
+        shapes_of = {path: shapes[f"{component}.{path}"] for path in own}
+        return peft_kinds.config(found.pop(), {path: update.tensors for path, update in own.items()}, shapes_of)
+
+    return alphas.in_header(delta, configured)

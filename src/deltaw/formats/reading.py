@@ -44,13 +44,13 @@ class Entry:
     keys: dict[str, str]
     place: Place | None = None
 
-    @property
+    @functools.cached_property
     def algorithm(self) -> str:
         """The one algorithm that its tensors belong to; "full" for a bias alone; "a+b" where they disagree."""
         found = dict.fromkeys(tensor.partition(".")[0] for tensor in self.keys)
         return "+".join(name for name in found if name) or "full"
 
-    @property
+    @functools.cached_property
     def tensors(self) -> dict[str, str]:
         """Canonical tensor name to file key."""
         return {tensor.partition(".")[2]: key for tensor, key in self.keys.items()}
@@ -210,7 +210,7 @@ def _judge(
     entries: list[Entry], unsplit: list[str], header: Header, family: Family, variant: str, shapes: Shapes
 ) -> tuple[list[Entry], Match]:
     usable: dict[tuple[str, ...], Entry] = {}
-    unmatched = dict.fromkeys(unsplit, "no dialect writes such a key")
+    unmatched = {key: _why_unknown(key) for key in unsplit}
     mismatched: dict[str, str] = {}
     ignored: dict[str, str] = {}
     for entry in entries:
@@ -226,6 +226,7 @@ def _judge(
             ignored.update(dict.fromkeys(entry.keys.values(), f"the same module as {usable[entry.place.paths].stem}"))
         else:
             usable[entry.place.paths] = entry
+            ignored.update(_scaled_bias(entry, header, family))
     match = Match(
         family=family.name, variant=variant, dialects=dict(Counter(e.dialect for e in entries for _ in e.keys)),
         matched=tuple(path for paths in usable for path in paths),
@@ -233,6 +234,26 @@ def _judge(
         notes=(f"{header.extra_bytes} bytes after the last tensor are no part of it",) if header.extra_bytes else (),
     )  # fmt: skip
     return list(usable.values()), match
+
+
+def _why_unknown(key: str) -> str:
+    if key.startswith("base_model.") and key.endswith((".weight", ".bias")):
+        return "the base's own numbers as trained (PEFT's modules_to_save or bias), whose change needs the base"
+    if "lora_embedding_" in key:
+        return "PEFT's change of an embedding is not supported"
+    return "no dialect writes such a key"
+
+
+def _scaled_bias(entry: Entry, header: Header, family: Family) -> dict[str, str]:
+    """PEFT's (IA)³ scales a module's bias with its rows, without a key for it; a U-Net's q, k and v have none."""
+    if entry.algorithm != "scale" or entry.place is None or header.tensors[entry.tensors["l"]].shape[0] == 1:
+        return {}
+    path = entry.place.paths[0]
+    if path.startswith("unet.") and path.endswith((".to_q", ".to_k", ".to_v")):
+        return {}
+    return {
+        f"{entry.stem}.bias": "PEFT's (IA)³ scales the bias as well, if there is one; that needs the base's and is left out"
+    }
 
 
 def _unusable(entry: Entry, header: Header) -> str:

@@ -12,7 +12,7 @@ from deltaw.delta import Delta, Update
 from deltaw.errors import DeltawError, InputError, refuse_all
 from deltaw.families import Family, listing
 from deltaw.families.listing import Shapes
-from deltaw.formats import alphas, embedding, fused, reading
+from deltaw.formats import alphas, embedding, fused, peft_kinds, reading
 from deltaw.formats.keys import Place
 from deltaw.formats.source import CONFIG, ROOT, WEIGHTS
 from deltaw.spool import Kept, Spool
@@ -52,7 +52,7 @@ def pack(
             if algorithm not in dialect.ALGORITHMS:
                 raise ValueError(f"it has no keys for {algorithm}")
             notes |= {stem: how} if how is not None else {}
-            for name, tensor in _as_kept(dialect, named).items():
+            for name, tensor in _as_kept(dialect, algorithm, named).items():
                 tensors[dialect.key(stem, f"{algorithm}.{name}", len(place.shape(shapes)))] = kept.keep(tensor)
         except (ValueError, KeyError) as error:
             reason = f"it has no key for {error.args[0]}" if isinstance(error, KeyError) else str(error)
@@ -143,7 +143,7 @@ def _joined(delta: Delta, place: Place, shapes: Shapes) -> tuple[str, dict[str, 
     return algorithm, tensors, how
 
 
-def _as_kept(dialect: Dialect, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _as_kept(dialect: Dialect, algorithm: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors that go into the file: alphas only where the dialect keeps them there."""
     alpha = tensors.get("alpha")
     if dialect.ALPHA_IN_FILE:
@@ -152,7 +152,7 @@ def _as_kept(dialect: Dialect, tensors: dict[str, torch.Tensor]) -> dict[str, to
         raise ValueError(f"it has no alpha, and alpha {float(alpha):g} is not the rank {tensors['down'].shape[0]}")
     if dialect.ALPHA_IN_FILE is None and alpha is not None:
         raise ValueError("it has no alpha, so that reading it back would not give the same tensors")
-    kept = {name: tensor for name, tensor in tensors.items() if name != "alpha"}
+    kept = peft_kinds.as_kept(algorithm, {name: tensor for name, tensor in tensors.items() if name != "alpha"})
     if "magnitude" in kept:
         kept["magnitude"] = _peft_norms(kept["magnitude"])
     return kept

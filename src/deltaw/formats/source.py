@@ -10,7 +10,7 @@ from typing import Any
 
 from deltaw.errors import InputError
 from deltaw.families.listing import COMPONENTS
-from deltaw.formats import alphas, pickled, torch_file
+from deltaw.formats import alphas, peft_kinds, pickled, torch_file
 from deltaw.tensorfile import Header, TensorInfo, read_header
 
 CONFIG = "adapter_config.json"
@@ -108,10 +108,9 @@ def _config(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("the adapter's configuration cannot be read", where=path) from error
     config = _object(text, path)
-    kind = config.get("peft_type", "LORA")
-    if kind != "LORA":
+    if problem := peft_kinds.refusal(config):
         raise InputError(
-            f"PEFT's {kind} is not supported", where=path, expected="LORA", advice="convert it where it was made"
+            problem, where=path, expected=" or ".join(peft_kinds.KINDS), advice="convert it to a plain LoRA with PEFT"
         )
     return config
 
