@@ -46,6 +46,9 @@ def check(
         int | None, Parameter(help="Side of a square picture in pixels. Default: the base's.")
     ] = None,
     caption_encoding: Annotated[str | None, Parameter(help="Encoding of caption files that are not UTF-8.")] = None,
+    html: Annotated[
+        Path | None, Parameter(help="Of pictures: write a page with thumbnails as training sees them.")
+    ] = None,
     strict: Strict = False,
     json: AsJson = False,
 ) -> None:
@@ -58,7 +61,11 @@ def check(
             sound = verb.check(path, base=base, tell=show).fits
         else:
             found = pictures.check(path, base=base, trigger=trigger, resolution=resolution,
-                                   caption_encoding=caption_encoding, tell=show)  # fmt: skip
+                                   caption_encoding=caption_encoding, each=json, tell=show)  # fmt: skip
+            if html is not None:
+                from deltaw.verbs import pictures_page
+
+                pictures_page.write(found, html, tell=show)
             sound = not (strict and (found.findings or found.dataset.skipped))
     if not sound:
         sys.exit(EXIT_INPUT)

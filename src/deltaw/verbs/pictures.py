@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw import zoo
 from deltaw.data import buckets, folder, lint, looks
+from deltaw.data.captions import SUFFIXES
 from deltaw.data.folder import Dataset
 from deltaw.data.lint import Finding
 from deltaw.events import Note, Table, Tell, Warn, silent
@@ -29,6 +31,25 @@ class PicturesReport:
     sizes_px: tuple[tuple[int, int], ...]
     findings: tuple[Finding, ...]
 
+    @property
+    def verdict(self) -> str:
+        """One sentence of what was found."""
+        n, skipped = len(self.dataset.pictures), len(self.dataset.skipped)
+        parts = [f"{n} {'picture' if n == 1 else 'pictures'} can be trained on"]
+        if skipped:
+            parts.append(f"{skipped} {'file is' if skipped == 1 else 'files are'} skipped")
+        if self.findings:
+            parts.append(f"{len(self.findings)} {'thing' if len(self.findings) == 1 else 'things'} to look at first")
+        if not skipped and not self.findings:
+            parts.append("nothing was found that is likely to spoil a run")
+        return "; ".join(parts) + "."
+
+
+def source_kind(source: str) -> str:
+    """Where a caption comes from, without the file's name: ".txt", "metadata.jsonl", "file name", "none"."""
+    kind = source.partition(":")[0]
+    return Path(kind).suffix if kind.endswith(SUFFIXES) else kind
+
 
 def is_adapter(path: Path) -> bool:
     """A file, or a folder that holds an adapter rather than pictures."""
@@ -37,7 +58,7 @@ def is_adapter(path: Path) -> bool:
 
 def check(
     path: str | Path, *, base: str | Path | None = None, trigger: str = "", resolution: int | None = None,
-    caption_encoding: str | None = None, tell: Tell = silent,
+    caption_encoding: str | None = None, each: bool = False, tell: Tell = silent,
 ) -> PicturesReport:  # fmt: skip
     """Scans a folder as `train` would and looks for what is likely to spoil a run.
 
@@ -47,6 +68,7 @@ def check(
         trigger: the word that would be put before every caption.
         resolution: side of a square picture in px; the base's by default.
         caption_encoding: of caption files that are not UTF-8.
+        each: tells a table of every picture too.
         tell: hears events.
 
     Raises:
@@ -62,6 +84,12 @@ def check(
     )
     report = PicturesReport(dataset, sizes, found)
     _tell(report, tell)
+    if each:
+        rows = (
+            (p.name, f"{p.size_px[0]}×{p.size_px[1]}", f"{w}×{h}", p.caption, p.caption_source, "; ".join(p.notes))
+            for p, (w, h) in zip(dataset.pictures, sizes, strict=True)
+        )
+        tell(Table("pictures", ("file", "size", "trained at", "caption", "from", "notes"), tuple(rows)))
     return report
 
 
@@ -81,15 +109,10 @@ def _tell(report: PicturesReport, tell: Tell) -> None:
         for w, h in sorted(set(report.sizes_px), key=lambda s: s[0] / s[1])
     ]
     tell(Table("trained at", ("size", "pictures"), tuple(rows)))
-    sources: dict[str, int] = {}
-    for picture in dataset.pictures:
-        kind = picture.caption_source.partition(":")[0]
-        source = Path(kind).suffix if kind.endswith((".txt", ".caption")) else kind
-        sources[source] = sources.get(source, 0) + 1
+    sources = Counter(source_kind(picture.caption_source) for picture in dataset.pictures)
     tell(Table("captions", ("from", "pictures"), tuple((name, str(n)) for name, n in sorted(sources.items()))))
     for finding in report.findings:
         more = f" and {len(finding.names) - NAMES_SHOWN} more" if len(finding.names) > NAMES_SHOWN else ""
         names = f" ({', '.join(finding.names[:NAMES_SHOWN])}{more})" if finding.names else ""
         tell(Warn(f"{finding.kind}: {finding.text}{names}; {finding.advice}"))
-    if not report.findings and not dataset.skipped:
-        tell(Note("nothing was found that is likely to spoil a run"))
+    tell(Note(report.verdict))
