@@ -64,6 +64,8 @@ class TrainOptions(BaseModel):
     min_snr_gamma: float | None = _option("min-SNR weighting (arXiv 2303.09556); 0 is off.", ge=0)
     held_out: int | None = _option("Pictures kept out of training to measure with.", ge=0)
     snapshots: int | None = _option("How many times the run is saved and judged, the end included.", ge=1)
+    stop: bool | None = _option("End the run early where further steps have stopped paying.")
+    until: int | None = _option("Step that is reached whatever the curve says; no early stop before it.", ge=0)
     prompts: list[str] | None = _option("Prompts of the contact sheet.", min_length=1)
     sample_steps: int | None = _option("Denoising steps of the contact sheet.", ge=1)
     guidance: float | None = _option("Classifier-free guidance of the contact sheet.", ge=0)

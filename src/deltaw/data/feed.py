@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltaw import device as devices
 from deltaw.data import image
 from deltaw.data.cache import Cache, key
 from deltaw.data.folder import Picture
@@ -38,7 +39,7 @@ class Feed:
 
 def fill(
     base: StableDiffusion, pictures: Sequence[Picture], sizes_px: Sequence[tuple[int, int]], captions: Sequence[str],
-    device: torch.device, cache: Cache, tell: Tell,
+    device: torch.device, cache: Cache, tell: Tell, prompts: Sequence[str] = (),
 ) -> Feed:  # fmt: skip
     """Encodes what the cache lacks; each encoder is loaded only if needed and released at once.
 
@@ -50,9 +51,12 @@ def fill(
         device: where the encoders run.
         cache: content-addressed, so that a changed picture, caption or encoder is encoded again.
         tell: listener.
+        prompts: texts that are wanted beside the captions.
     """
     latents = _latents(base, pictures, sizes_px, device, cache, tell)
-    texts = _texts(base, sorted({"", *captions}), device, cache, tell)
+    devices.give_back()  # the encoders' memory, which the next phase needs
+    texts = _texts(base, sorted({"", *captions, *prompts}), device, cache, tell)
+    devices.give_back()
     return Feed(latents, texts, captions)
 
 

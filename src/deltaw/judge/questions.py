@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deltaw.diffusion.objective import Objective, mix
 from deltaw.diffusion.schedule import Schedule
@@ -88,6 +89,17 @@ def about(
         by_shape.setdefault(tuple(latent.shape), []).append(entry)
     groups = [Group(*(torch.cat(column) for column in zip(*entries, strict=True))) for entries in by_shape.values()]
     return Questions(groups, torch.stack(every))
+
+
+def moved(latent: Tensor) -> Tensor:
+    """A (c, h, w) latent moved down and right by a sixteenth of its sides, its edge repeated: a view never trained on.
+
+    What was learnt of a style holds for it, what was learnt by heart of a picture does not, so its loss turns where
+    that of pictures kept out of training turns (`python -m benchmarks.recommendation`).
+    """
+    h, w = latent.shape[1:]
+    down, right = max(1, round(h / 16)), max(1, round(w / 16))
+    return functional.pad(latent[None], (right, 0, down, 0), mode="replicate")[0, :, :h, :w]
 
 
 def weights(questions: Questions, objective: Objective, schedule: Schedule, gamma: float) -> Tensor:

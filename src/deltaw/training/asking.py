@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 from deltaw.judge.questions import LEAST_TIMES
+from deltaw.training.metadata import trigger_words
 from deltaw.training.plan import Plan
 
 MOST_PICTURES = 16
@@ -17,7 +21,7 @@ MEANS = (2, 3)
 
 
 def pictures(plan: Plan) -> tuple[int, ...]:
-    """Indices of those asked about: held out, or else a fixed slice of the trained ones."""
+    """Indices of those asked about: held out, or else a fixed slice of the trained ones, moved."""
     asked = plan.held_out or plan.training
     return asked[:: max(1, -(-len(asked) // MOST_PICTURES))]
 
@@ -37,3 +41,46 @@ def n_rounds(plan: Plan) -> int:
 def n_questions(plan: Plan) -> int:
     """Questions in a round."""
     return len(pictures(plan)) * n_times(plan)
+
+
+def measured_on(plan: Plan) -> str:
+    """Which pictures the questions are about, for a person."""
+    n = len(pictures(plan))
+    if plan.held_out:
+        return f"{n} picture{'s' * (n > 1)} kept out of training"
+    return f"{n} trained picture{'s' * (n > 1)}, moved by a sixteenth, since there are too few to keep any out"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the contact sheet: what is drawn in every row, from the same seed, and whether it calls the result up."""
+
+    label: str
+    prompt: str
+    seed: int
+    called: bool = True
+
+
+def columns(plan: Plan) -> tuple[Column, ...]:
+    """The sheet's prompts, then one without the words that call the result up and these words alone."""
+    seed, words = plan.settings.seed, trigger_words(plan)
+    found = [Column(prompt, prompt, seed + i) for i, prompt in enumerate(plan.settings.prompts)]
+    if words:
+        plain = without(found[0].prompt, words)
+        found.append(Column(f"not called: {plain or 'nothing'}", plain, seed, called=False))
+        found.append(Column(f"called alone: {words}", words, seed))
+    return tuple(found)
+
+
+def plain_prompts(plan: Plan) -> tuple[str, ...]:
+    """The sheet's prompts without the words that call the result up; the empty prompt where there are no such words."""
+    words = trigger_words(plan)
+    if not words:
+        return ("",)
+    return tuple(dict.fromkeys(without(prompt, words) for prompt in plan.settings.prompts))
+
+
+def without(prompt: str, words: str) -> str:
+    """The prompt less some words and the commas around them."""
+    kept = re.sub(re.escape(words), "", prompt, flags=re.IGNORECASE)
+    return ", ".join(part.strip() for part in kept.split(",") if part.strip())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -38,7 +38,7 @@ def mean(deltas: Sequence[Delta], rank: int) -> tuple[Delta, float]:
     return Delta(deltas[0].family, updates), math.sqrt(lost / whole) if whole else 0.0
 
 
-def _matrices(tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _matrices(tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return tensors["up"].float().flatten(1), tensors["down"].float().flatten(1)
 
 

@@ -1,32 +1,110 @@
-"""The contact sheet of a run, drawn from its saved files as `generate` draws them."""
+"""The contact sheet of a run, drawn from its saved files as `generate` draws them, and what it shows of copying."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from PIL import Image
+from torch import Tensor
+
 from deltaw import formats, sheet, tensorfile
+from deltaw.data.feed import Feed
 from deltaw.events import Phase, Saved, Tick
+from deltaw.judge.choice import Choice
+from deltaw.judge.nearness import Gallery, Limits, Nearest
+from deltaw.training import asking
 from deltaw.training.session import Session
 from deltaw.verbs.generate import Painter, Recipe
 
 
-def draw(session: Session) -> Path:
-    """Base and snapshots on the same prompts and seeds; returns the sheet's file."""
+@dataclass(frozen=True)
+class Copies:
+    """How near the sheet's pictures come to trained ones.
+
+    Args:
+        limits: what counts as close and as a copy.
+        nearest: name of a row to the nearest trained picture of every drawn one that the result was called up for.
+        pairs: of the recommended row, each drawn picture above its nearest trained one.
+    """
+
+    limits: Limits
+    nearest: Mapping[str, tuple[Nearest, ...]]
+    pairs: Image.Image
+
+    def count(self, name: str, verdict: str) -> int:
+        """How many pictures of a row have a verdict."""
+        return sum(found.verdict == verdict for found in self.nearest[name])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The contact sheet's file, and what it shows of copying."""
+
+    sheet: Path
+    copies: Copies
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    latents: Tensor
+    pictures: Sequence[Image.Image]
+
+
+def draw(session: Session, data: Feed, choice: Choice) -> Drawn:
+    """Base, snapshots and a recommended mean, on the same prompts and seeds.
+
+    Args:
+        session: of the run.
+        data: the latents of the trained pictures.
+        choice: what is recommended.
+    """
+    columns, folder = asking.columns(session.plan), session.folder
+    painter = Painter(session.base, str(session.device), session.plan.settings.dtype)
+    rows = _rows(session, painter, columns, choice)
+    labels = [f"{row.name}\nrecommended" if row.name == choice.best.name else row.name for row in rows]
+    with tensorfile.replacing(folder.sheet) as temporary:
+        sheet.grid([row.pictures for row in rows], labels, [c.label for c in columns]).save(temporary, "PNG")
+    session.tell(Saved(str(folder.sheet), folder.sheet.stat().st_size, "contact sheet"))
+    return Drawn(folder.sheet, _copies(session, data, painter, columns, rows, choice))
+
+
+def _rows(session: Session, painter: Painter, columns: Sequence[asking.Column], choice: Choice) -> list[_Row]:
     settings, folder = session.plan.settings, session.folder
-    files = [folder.snapshot(step) for step in session.plan.marks if folder.snapshot(step).is_file()]
-    session.tell(Phase("draw the contact sheet", (len(files) + 1) * len(settings.prompts), "pictures"))
-    painter = Painter(session.base, str(session.device), settings.dtype)
+    files = [("base", None)]
+    files += [(f"step {s}", folder.snapshot(s)) for s in session.plan.marks if folder.snapshot(s).exists()]
+    if choice.best.n_averaged > 1:
+        files.append((choice.best.name, folder.result))
+    session.tell(Phase("draw the contact sheet", len(files) * len(columns), "pictures"))
     recipes = [
-        Recipe(p, "", settings.seed + i, settings.sample_steps, settings.guidance, settings.resolution,
+        Recipe(c.prompt, "", c.seed, settings.sample_steps, settings.guidance, settings.resolution,
                settings.resolution, (), session.base.folder.path.name, "", settings.dtype, session.device.type)
-        for i, p in enumerate(settings.prompts)
+        for c in columns
     ]  # fmt: skip
     rows = []
-    for deltas in ([], *([(formats.load(file, shapes=session.shapes)[0], 1.0)] for file in files)):
-        rows.append(painter.draw(recipes, deltas))
+    for name, file in files:
+        deltas = [(formats.load(file, shapes=session.shapes)[0], 1.0)] if file else []
+        latents = painter.latents(recipes, deltas)
+        rows.append(_Row(name, latents, painter.decode(latents)))
         session.tell(Tick(len(rows) * len(recipes)))
-    labels = ["base", *(f"step {step}" for step in session.plan.marks[-len(files):])]  # fmt: skip
-    with tensorfile.replacing(folder.sheet) as temporary:
-        sheet.grid(rows, labels, settings.prompts).save(temporary, "PNG")
-    session.tell(Saved(str(folder.sheet), folder.sheet.stat().st_size, "contact sheet"))
-    return folder.sheet
+    return rows
+
+
+def _copies(
+    session: Session, data: Feed, painter: Painter, columns: Sequence[asking.Column], rows: Sequence[_Row], choice: Choice
+) -> Copies:  # fmt: skip
+    """Of every row but the base's; the trained pictures are shown as the base's VAE sees them, as the drawn ones are."""
+    h, w = rows[0].latents.shape[2:]
+    gallery = Gallery([data.latents[i] for i in session.plan.training], (h, w))
+    called = [i for i, column in enumerate(columns) if column.called]
+    limits = gallery.limits(rows[0].latents[called])
+    found = {row.name: tuple(gallery.nearest(row.latents[called], limits)) for row in rows[1:]}
+    shown = next(row for row in rows if row.name == choice.best.name)
+    nearest = found[shown.name]
+    trained = [gallery.latents[n.index].flip(-1) if n.mirrored else gallery.latents[n.index] for n in nearest]
+    pictures = [[shown.pictures[i] for i in called], painter.decode(torch.stack(trained))]
+    labels = [f"{n.verdict}, {n.distance:.2f}" for n in nearest]
+    return Copies(limits, found, sheet.grid(pictures, ["drawn", "nearest\ntrained picture"], labels))

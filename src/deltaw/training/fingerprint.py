@@ -16,7 +16,7 @@ from deltaw.data.folder import Dataset
 from deltaw.families.base_folder import PARTS, BaseFolder
 from deltaw.training.plan import Plan
 
-DRAWING_ONLY = frozenset({"prompts", "sample_steps", "guidance", "snapshots", "save_dtype", "dialect"})
+DRAWING_ONLY = frozenset({"prompts", "sample_steps", "guidance", "snapshots", "stop", "until", "save_dtype", "dialect"})
 """Settings that a resumed run may change, since the weights do not depend on them."""
 SHOWN = 5
 """Changed pictures that are named; the others are counted."""

@@ -34,7 +34,7 @@ class Judge:
         made, base = session.plan, session.base
         asked = asking.pictures(made)
         self.questions = questions.about(
-            [data.latents[i] for i in asked], [data.texts[data.captions[i]] for i in asked], base.objective,
+            [data.latents[i] if made.held_out else questions.moved(data.latents[i]) for i in asked], [data.texts[data.captions[i]] for i in asked], base.objective,
             base.schedule, made.settings.seed, asking.n_times(made),
         )  # fmt: skip
         self.weights = questions.weights(self.questions, base.objective, base.schedule, made.settings.min_snr_gamma)
@@ -55,7 +55,7 @@ class Judge:
         self.probes[step] = self.losses(work)
         if step:
             self.drifts[step] = self._drift(work)
-        return self._score(step)
+        return self.score(Candidate(step, self.probes[step]))
 
     def losses(self, work: Work) -> Tensor:
         """The answers' errors (n, k) with the adapter as it stands."""
@@ -63,13 +63,17 @@ class Judge:
 
     def tell(self, score: Score) -> None:
         """Says how a snapshot does."""
-        kind = "held-out" if self.session.plan.held_out else "fixed"
+        kind = "held-out" if self.session.plan.held_out else "moved pictures'"
         self.session.tell(Note(f"step {score.step}: {kind} loss {score.loss:.4f}, {100 * score.change.mean:+.1f} % against "
                                f"the base, better on {score.n_better} of {score.n}"))  # fmt: skip
 
+    def score(self, candidate: Candidate) -> Score:
+        """A candidate's, against the base."""
+        return scores.score(candidate.step, candidate.losses, self.probes[0], self.weights)
+
     def scores(self) -> tuple[Score, ...]:
         """Every snapshot's."""
-        return tuple(self._score(step) for step in self.probes if step)
+        return tuple(self.score(snapshot) for snapshot in self.snapshots())
 
     def snapshots(self) -> list[Candidate]:
         """Every snapshot as a candidate, in the order of their steps."""
@@ -78,6 +82,12 @@ class Judge:
     def choose(self) -> Choice:
         """What to use, and why."""
         return choice.choose(self.snapshots(), self.means)
+
+    def wants_to_stop(self, step: int) -> bool:
+        """Whether further steps have stopped paying; never before the step that the user asked for."""
+        settings = self.session.plan.settings
+        allowed = settings.stop and settings.until <= step < settings.steps
+        return allowed and choice.has_stopped_paying(self.snapshots())
 
     def history(self) -> dict[str, Tensor]:
         """Everything that was found, for the state."""
@@ -92,9 +102,6 @@ class Judge:
                 self.probes[int(step)] = tensor
             elif kind == "drift":
                 self.drifts[int(step)] = Drift(*tensor.tolist())
-
-    def _score(self, step: int) -> Score:
-        return scores.score(step, self.probes[step], self.probes[0], self.weights)
 
     def _drift(self, work: Work) -> Drift:
         if self._of_base is None:

@@ -27,22 +27,20 @@ def rehearse(session: Session, work: Work) -> None:
     verify.require_writable(path, untrained, session.plan.settings.dialect, session.shapes)
 
 
-def save(session: Session, work: Work, run: Run, probes: Mapping[int, Tensor]) -> None:
+def save(session: Session, work: Work, run: Run, found: Mapping[str, Tensor]) -> None:
     """A snapshot and the state, each atomic; the snapshot first, so that the state never promises one that is absent.
 
     Args:
         session: of the run.
         work: holds the adapters.
         run: where it stands.
-        probes: the answers to the fixed questions by step.
+        found: by the judge, by name.
     """
     if not session.folder.path.is_dir():
         session.tell(Warn("the result folder was removed during the run; it is made again, without what was in it"))
-    _write(session, session.folder.snapshot(run.step), _rounded(session, work), "snapshot")
+    _write(session, session.folder.snapshot(run.step), _rounded(session, work, run.step), "snapshot")
     adapter = {name: p.detach() for name, p in work.wrapped.parameters().items()}
-    history = {f"probe/{step}": losses for step, losses in probes.items()}
-    history["losses"] = torch.tensor(run.losses, dtype=torch.float64)
-    history["skipped"] = torch.tensor(run.n_skipped)
+    history = {**found, "losses": torch.tensor(run.losses, dtype=torch.float64), "skipped": torch.tensor(run.n_skipped)}
     state.save(
         session.folder.state,
         state.State(
@@ -80,8 +78,8 @@ def reopen(session: Session, *, anyway: bool) -> tuple[state.State, bool]:
     return saved, bool(found)
 
 
-def restore(session: Session, work: Work, run: Run, saved: state.State) -> dict[int, Tensor]:
-    """Puts the saved run back and returns its answers to the fixed questions by step.
+def restore(session: Session, work: Work, run: Run, saved: state.State) -> None:
+    """Puts the saved run back.
 
     Raises:
         UsageError: its adapter does not fit.
@@ -90,17 +88,22 @@ def restore(session: Session, work: Work, run: Run, saved: state.State) -> dict[
     run.step, run.losses = saved.step, saved.history["losses"].tolist()
     run.n_skipped = int(saved.history["skipped"])
     session.tell(Note(f"resumed after step {saved.step}"))
-    return {int(k.removeprefix("probe/")): v for k, v in saved.history.items() if k.startswith("probe/")}
 
 
-def finish(session: Session, work: Work, questions: Questions) -> verify.Proof:
-    """Writes the LoRA and proves it.
+def finish(session: Session, work: Work, questions: Questions, step: int) -> verify.Proof:
+    """Writes what the adapters hold as the LoRA and proves it.
+
+    Args:
+        session: of the run.
+        work: holds the adapters.
+        questions: the proof asks some of them.
+        step: that the adapters stem from.
 
     Raises:
         UnverifiedError: the file failed the proof.
     """
     session.tell(Phase("write and prove"))
-    _write(session, session.folder.result, _rounded(session, work), "LoRA")
+    _write(session, session.folder.result, _rounded(session, work, step), "LoRA")
     asked = questions.groups[0]
     # in float32, or the rounding of bfloat16 layers would drown what the file's precision costs
     exact = replace(work, dtype=torch.float32)
@@ -118,8 +121,8 @@ def finish(session: Session, work: Work, questions: Questions) -> verify.Proof:
     return proof
 
 
-def _rounded(session: Session, work: Work) -> Delta:
-    """The trained change in the precision of the file."""
+def _rounded(session: Session, work: Work, step: int) -> Delta:
+    """The change after a step in the precision of the file."""
     base, made = session.base, session.plan
     trained = inject.take(work.wrapped, base.family, "unet")
     verify.require_sound(trained)
@@ -129,6 +132,7 @@ def _rounded(session: Session, work: Work) -> Delta:
         session.tell(Warn(f"{', '.join(lost[:3])}{more}: numbers too large for {made.settings.save_dtype}; the file is "
                           "written in float32. A lower --lr keeps them small"))  # fmt: skip
     about = metadata.describe(session.folder.name, families.named(base.family), made, session.dataset, base)
+    about["ss_steps"] = str(step)
     words = metadata.trigger_words(made)
     return Delta(base.family, rounded.updates, (words,) if words else (), about)
 

@@ -41,13 +41,17 @@ class NotFiniteError(DeltawError):
 
 @dataclass
 class Run:
-    """What the loop changes: the step it has reached, the losses, the optimizer, its seconds, the steps it skipped."""
+    """What the loop changes: the step it has reached, the losses, the optimizer, its seconds, the steps it skipped.
+
+    `ended` is set at a mark where further steps have stopped paying.
+    """
 
     step: int
     losses: list[float]
     optimizer: torch.optim.Optimizer
     seconds: float = 0.0
     n_skipped: int = 0
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def train(work: Work, run: Run, at_mark: Callable[[Run], None], stop_asked: Call
     rate = optim.Rate(settings.lr, settings.steps, settings.warmup_steps, settings.schedule)
     turns = work.plan.sampler.plan(settings.steps)
     bad, first = 0, run.step
-    while run.step < settings.steps and not stop_asked():
+    while run.step < settings.steps and not run.ended and not stop_asked():
         step, started = run.step + 1, time.perf_counter()
         pictures = work.plan.sampler.pictures(*turns[step - 1])
         loss = objective_loss(work, pictures, step)

@@ -6,8 +6,7 @@ import time
 from dataclasses import dataclass
 
 from deltaw.events import Event, Note, Step, Tell
-from deltaw.judge import questions
-from deltaw.training import verify
+from deltaw.training import asking, verify
 from deltaw.training.graph import Graph, Job
 from deltaw.training.plan import Plan
 from deltaw.training.trial import Measured
@@ -41,7 +40,8 @@ def parts(
     """
     settings = made.settings
     per_flop = measured.step_s / graph.step.flops
-    asking = ask_s if ask_s is not None else n_questions * graph.ask.flops * per_flop
+    asked_s = ask_s if ask_s is not None else n_questions * graph.ask.flops * per_flop
+    rounds = asking.n_rounds(made) - 1  # the base's answers are there by then
     n_rows, n_drawn = len(made.marks) + 1, job.n_drawn * (2 if job.guided else 1)
     draw_s = measured.draw_s if measured.draw_s is not None else n_drawn * graph.draw.flops * per_flop
     decode_s = (
@@ -52,17 +52,11 @@ def parts(
     how = "measured" if measured.draw_s is not None else "by its FLOPs"
     return (
         Part("train", settings.steps * measured.step_s, f"{settings.steps} steps of {measured.step_s:.2f} s, measured"),
-        Part("judge and save", len(made.marks) * asking,
-             f"{len(made.marks)} × {n_questions} questions, {'measured' if ask_s is not None else 'by their FLOPs'}"),
+        Part("judge and save", rounds * asked_s,
+             f"{rounds} × {n_questions} questions, {'measured' if ask_s is not None else 'by their FLOPs'}"),
         Part("write and prove", proofs * measured.exact_s, f"{proofs} predictions in float32 of {measured.exact_s:.2f} s, measured"),
         Part("draw", drawing, f"{n_rows} rows of {job.n_drawn} pictures, {settings.sample_steps} steps of {draw_s:.2f} s, {how}"),
     )  # fmt: skip
-
-
-def n_questions(made: Plan, most_pictures: int) -> int:
-    """Fixed questions of a run: some times for each picture that is asked about, at most `most_pictures` of them."""
-    asked = len(made.held_out or made.training)
-    return len(range(0, asked, max(1, -(-asked // most_pictures)))) * questions.LEAST_TIMES
 
 
 def span(seconds: float) -> str:

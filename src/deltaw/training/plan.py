@@ -57,6 +57,8 @@ class Settings:
     min_snr_gamma: float
     held_out: int
     snapshots: int
+    stop: bool
+    until: int
     prompts: tuple[str, ...]
     sample_steps: int
     guidance: float
@@ -190,6 +192,11 @@ def _choose_length(choose: _Chooser, base: StableDiffusion, n_training: int, dev
         "steps", steps, f"{steps} × {batch} ÷ {n_training} pictures = each seen {rounds:.0f} times "
         f"(aim {advice['visits']}, within {advice['least']}-{advice['most']} steps)",
     )  # fmt: skip
+    until = choose.pick("until", 0, "a stop may come at any mark", "default")
+    if until > steps:
+        steps = until
+        choose.values["steps"] = Value(steps, choose.values["until"].origin, "as many as `until` asks for")
+    choose.pick("stop", True, "ends the run at a mark where further steps have stopped paying", "default")
     choose.pick("lr", 1e-4, "the common ground of U-Net LoRAs with AdamW")
     choose.pick("warmup_steps", min(max(1, steps // 20), 100), "5 % of the run")
     choose.pick("schedule", "cosine", "ends on small steps, so the last snapshot is a settled one", "default")

@@ -7,31 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from deltaw import device as devices
-from deltaw import families, inject, options, zoo
+from deltaw import families, options, zoo
 from deltaw.data import feed
 from deltaw.data import folder as pictures_folder
 from deltaw.data.cache import Cache, default_root
 from deltaw.data.folder import Dataset
-from deltaw.errors import InputError, Interrupted
+from deltaw.errors import InputError
 from deltaw.events import Note, Phase, Saved, Table, Tell, Warn, silent
 from deltaw.families import sd
 from deltaw.options import Given
 from deltaw.training import (
-    diagnose,
+    asking,
     drawing,
     exhausted,
     fingerprint,
     keeping,
-    loop,
-    optim,
+    learning,
     outlook,
     pace,
+    page,
     plan,
     report,
-    verify,
 )
+from deltaw.training.drawing import Drawn
 from deltaw.training.folder import Diary, RunFolder, locked, prepare, write_config
-from deltaw.training.judging import PROBE_ITEMS, Judge
+from deltaw.training.judging import Judge
+from deltaw.training.learning import Learnt
 from deltaw.training.plan import Plan
 from deltaw.training.report import Report
 from deltaw.training.session import Clock, Session, begin
@@ -106,7 +107,7 @@ def dry_run(folder: Path, given: Given, *, strict: bool, tell: Tell) -> None:
     base, _, made = look(folder, given, strict=strict, tell=tell)
     predicted = outlook.foretell(given, base, made, plan.out_folder(given, folder), tell)
     device, _ = devices.choose(made.settings.device)
-    outlook.foretell_time(base, made, predicted, device, pace.n_questions(made, PROBE_ITEMS), tell)
+    outlook.foretell_time(base, made, predicted, device, asking.n_questions(made), tell)
 
 
 def _given(folder: Path, config: str | Path | None, settings: Sequence[str], flags: Mapping[str, Any]) -> Given:
@@ -138,100 +139,32 @@ def _shown(value: object) -> str:
 
 
 def _run(session: Session, saved: State | None, other: bool, stop_asked: Callable[[], bool]) -> Report:
-    """Feed, load, train, write, prove, draw, report."""
+    """Feed, load, train, choose, write, prove, draw, report."""
     with session.clock.phase("encode"):
         data = feed.fill(session.base, session.dataset.pictures, session.plan.sizes_px, session.plan.captions,
-                         session.device, Cache(default_root()), session.tell)  # fmt: skip
+                         session.device, Cache(default_root()), session.tell, asking.plain_prompts(session.plan))  # fmt: skip
     with session.clock.phase("try"):
         session.outlook.try_sample(session.base, session.plan, session.device, session.tell)
     judge = Judge(session, data)
-    proof, losses, speed = _learn(session, data, judge, saved, other, stop_asked)
+    learnt = learning.learn(session, data, judge, saved, other, stop_asked)
     with session.clock.phase("draw"):  # the networks of training are gone by now: drawing needs the room
-        drawn = drawing.draw(session)
-    return _report(session, judge, proof, drawn, losses, speed)
+        drawn = drawing.draw(session, data, learnt.choice)
+    return _report(session, judge, learnt, drawn)
 
 
-def _learn(
-    session: Session, data: feed.Feed, judge: Judge, saved: State | None, other: bool, stop_asked: Callable[[], bool]
-) -> tuple[verify.Proof, tuple[float, ...], float]:
-    """Trains, writes the file and proves it; gives the proof, the losses and the steps per second."""
-    clock, n_steps = session.clock, session.plan.settings.steps
-    with clock.phase("load"):
-        work, progress = _load(session, data)
-    with clock.phase("try"):
-        session.outlook.try_step(work, session.tell)
-    with clock.phase("judge and save"):
-        _start(session, work, progress, judge, saved, other)
-
-    def mark(run: loop.Run) -> None:
-        with clock.phase("judge and save"):
-            judge.tell(judge.ask(work, run.step))
-            keeping.save(session, work, run, judge.probes)
-
-    session.tell(Phase("train", n_steps, "steps"))
-    first = progress.step
-    try:
-        loop.train(work, progress, mark, stop_asked, session.tell)
-    except loop.NotFiniteError as error:
-        kept = "nothing was learnt before them"
-        if progress.n_skipped < progress.step:  # the adapter took nothing from the steps that failed
-            keeping.save(session, work, progress, judge.probes)
-            kept = f"the adapter before them is {session.folder.snapshot(progress.step)}"
-        raise diagnose.explain(work, error, kept) from error
-    clock.seconds["train"] = progress.seconds
-    speed = (progress.step - first) / progress.seconds if progress.seconds else 0.0
-    if progress.step < n_steps:
-        keeping.save(session, work, progress, judge.probes)
-        raise Interrupted(
-            f"stopped after step {progress.step} of {n_steps}; everything is saved", where=session.folder.path,
-            advice="go on with the same command and --resume --out " + str(session.folder.path),
-        )  # fmt: skip
-    with clock.phase("write and prove"):
-        proof = keeping.finish(session, work, judge.questions)
-    return proof, tuple(progress.losses), speed
-
-
-def _load(session: Session, data: feed.Feed) -> tuple[loop.Work, loop.Run]:
-    """The network with its adapters, and the run at its start."""
-    settings = session.plan.settings
-    session.tell(Phase("load the base"))
-    unet = session.base.denoiser(session.device, session.dtype)
-    wrapped = inject.wrap(unet, settings.targets, settings.rank, settings.alpha, loop.seeded(settings.seed, "init", 0))
-    parameters = wrapped.parameters()
-    optimizer = optim.ALL[settings.optimizer](parameters.values(), settings.lr, settings.weight_decay)
-    work = loop.Work(session.base, unet, wrapped, data, session.plan, session.device, session.dtype)
-    run = loop.Run(0, [], optimizer)
-    n_params = sum(p.numel() for p in parameters.values())
-    session.tell(
-        Note(f"{len(wrapped.modules)} modules get a LoRA of rank {settings.rank}: {n_params:,} numbers to train")
-    )
-    keeping.rehearse(session, work)
-    return work, run
-
-
-def _start(session: Session, work: loop.Work, run: loop.Run, judge: Judge, saved: State | None, other: bool) -> None:
-    """The base's own answers to the fixed questions, or where the saved run stood."""
-    if saved is None or other:  # the adapter is still zero: the base's own answers
-        session.outlook.ask(lambda: judge.ask(work, 0), session.plan, judge.n_questions, session.tell)
-    if saved is not None:
-        probes = keeping.restore(session, work, run, saved)
-        judge.probes |= {} if other else probes  # another run's snapshots answered other questions
-
-
-def _report(
-    session: Session, judge: Judge, proof: verify.Proof, drawn: Path, losses: tuple[float, ...], speed: float
-) -> Report:
-    folder, settings, tell = session.folder, session.plan.settings, session.tell
-    recommended, reason = judge.recommend()
-    made = Report(
-        folder.result, folder.path, drawn, folder.result.stat().st_size, recommended, reason, judge.scores(), proof,
-        dict(session.clock.seconds), speed, devices.peak_rss_bytes(), devices.peak_device_bytes(session.device), losses,
+def _report(session: Session, judge: Judge, learnt: Learnt, drawn: Drawn) -> Report:
+    folder, made, tell = session.folder, session.plan, session.tell
+    found = Report(
+        folder.result, folder.path, drawn.sheet, folder.result.stat().st_size, learnt.choice, judge.score(learnt.choice.best),
+        judge.scores(), made.settings.steps, learnt.stopped, asking.measured_on(made), bool(made.held_out),
+        dict(judge.drifts), drawn.copies, learnt.proof, dict(session.clock.seconds), learnt.steps_per_s,
+        devices.peak_rss_bytes(), devices.peak_device_bytes(session.device), learnt.losses, learnt.n_skipped,
     )  # fmt: skip
-    subtitle = (f"{len(session.plan.training)} pictures, {settings.steps} steps of {settings.batch}, rank "
-                f"{settings.rank}, on {session.base.folder.path.name}")  # fmt: skip
-    compared = session.outlook.compare(made.peak_rss_bytes, made.peak_device_bytes)
-    report.write_html(folder.report, made, session.plan, session.dataset, subtitle)
+    subtitle = (f"{len(session.plan.training)} pictures, {made.settings.steps} steps of {made.settings.batch}, rank "
+                f"{made.settings.rank}, on {session.base.folder.path.name}")  # fmt: skip
+    compared = session.outlook.compare(found.peak_rss_bytes, found.peak_device_bytes)
+    page.write(folder.report, found, session.plan, session.dataset, subtitle)
     tell(Saved(str(folder.report), folder.report.stat().st_size, "report"))
-    tell(Table("cost", ("what", "spent"), (*report.cost(made), *compared)))
-    tell(Note(made.verdict))
-    return made
+    tell(Table("cost", ("what", "spent"), (*report.cost(found), *compared)))
+    tell(Note(found.verdict))
+    return found

@@ -1,0 +1,111 @@
+"""The report's curves, as SVG: learning, the fixed questions with their intervals, drift and copies."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from deltaw.judge.scores import Interval
+from deltaw.training.report import Report
+
+SMOOTHING_STEPS = 20
+"""Time constant of the smoothed loss curve."""
+LIGHT = {
+    "ink": "#1c1c1e",
+    "quiet": "#8e8e93",
+    "faint": "#d1d1cc",
+    "good": "#4f7a3d",
+    "other": "#3b6ea5",
+    "mark": "#b5651d",
+}
+DARK = {
+    "ink": "#f2f2f0",
+    "quiet": "#98989d",
+    "faint": "#48484a",
+    "good": "#8fc178",
+    "other": "#7fb0e0",
+    "mark": "#e09a5a",
+}
+
+
+def draw(report: Report, colours: dict[str, str]) -> bytes:
+    """The three panels in the given colours, on nothing."""
+    style: Any = {
+        "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "deltaw",
+        "text.color": colours["ink"], "axes.labelcolor": colours["ink"], "axes.edgecolor": colours["quiet"],
+        "xtick.color": colours["quiet"], "ytick.color": colours["quiet"], "axes.titlesize": 10.5, "legend.frameon": False,
+        "axes.facecolor": "none", "legend.fontsize": 9,
+    }  # fmt: skip
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(11, 3.3), layout="constrained", facecolor="none")
+        first, second, third = figure.subplots(1, 3)
+        _losses(first, report.losses, colours)
+        _scores(second, report, colours)
+        _drift(third, report, colours)
+        for axes in (first, second, third):
+            axes.set_xlabel("step")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """An exponential mean whose early values are not pulled to zero; non-finite losses are passed over."""
+    decay = 1 - 1 / SMOOTHING_STEPS
+    mean = weight = 0.0
+    out = []
+    for loss in losses:
+        if loss - loss == 0.0:
+            mean, weight = decay * mean + (1 - decay) * loss, decay * weight + (1 - decay)
+        out.append(mean / weight if weight else float("nan"))
+    return out
+
+
+def _losses(axes: Axes, losses: Sequence[float], colours: dict[str, str]) -> None:
+    steps = range(1, len(losses) + 1)
+    axes.plot(steps, losses, color=colours["faint"], linewidth=0.8)
+    axes.plot(steps, smoothed(losses), color=colours["ink"], linewidth=1.6)
+    axes.set_title("training loss, and smoothed")
+
+
+def _scores(axes: Axes, report: Report, colours: dict[str, str]) -> None:
+    """The change of the loss against the base with its interval, and the recommended step."""
+    at = [0, *(s.step for s in report.scores)]
+    _interval(axes, at, [s.change for s in report.scores], colours["good"], "every time alike")
+    if any(s.change != s.weighted for s in report.scores):
+        _interval(axes, at, [s.weighted for s in report.scores], colours["other"], "as training weights them")
+        axes.legend(loc="best")
+    axes.axhline(0, color=colours["faint"], linewidth=0.8)
+    axes.axvline(report.recommended_step, color=colours["mark"], linewidth=1, linestyle=":")
+    axes.annotate("used", (report.recommended_step, 1), xycoords=("data", "axes fraction"), color=colours["mark"],
+                  fontsize=9, ha="center", va="bottom")  # fmt: skip
+    axes.set_title(f"{report.kind} against the base, %", pad=14)
+
+
+def _interval(axes: Axes, at: Sequence[int], found: Sequence[Interval], colour: str, label: str) -> None:
+    if all(i.low == i.low for i in found):
+        axes.fill_between(at, [0.0, *(100 * i.low for i in found)], [0.0, *(100 * i.high for i in found)], color=colour,
+                          alpha=0.2, linewidth=0)  # fmt: skip
+    axes.plot(at, [0.0, *(100 * i.mean for i in found)], color=colour, marker="o", markersize=4, label=label)
+
+
+def _drift(axes: Axes, report: Report, colours: dict[str, str]) -> None:
+    """How far predictions moved, called up and not; and the share of drawn pictures that copy, or come close."""
+    at = [0, *report.drifts]
+    drifts = report.drifts.values()
+    axes.plot(
+        at, [0.0, *(100 * d.called for d in drifts)], color=colours["good"], marker="o", markersize=4, label="called up"
+    )
+    axes.plot(
+        at, [0.0, *(100 * d.plain for d in drifts)], color=colours["mark"], marker="o", markersize=4, label="not called"
+    )
+    axes.set_ylim(bottom=0)
+    axes.set_title("predictions moved from the base's, %")
+    axes.legend(loc="best")

@@ -1,0 +1,158 @@
+"""Training with its network at hand: load, train, judge at every mark, choose, write, prove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deltaw import formats, inject
+from deltaw.data.feed import Feed
+from deltaw.errors import Interrupted
+from deltaw.events import Note, Phase, Tick
+from deltaw.judge.choice import Candidate, Choice
+from deltaw.training import asking, averaging, diagnose, keeping, loop, optim
+from deltaw.training.judging import Judge
+from deltaw.training.loop import Run, Work
+from deltaw.training.session import Session
+from deltaw.training.state import State
+from deltaw.training.verify import Proof
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What came of the training.
+
+    Args:
+        choice: what the file holds, and why.
+        stopped: the step at which further ones had stopped paying, 0 if none.
+        proof: of the file.
+        losses: per step, as trained.
+        n_skipped: steps without a finite loss or gradient.
+        steps_per_s: of the training loop alone.
+    """
+
+    choice: Choice
+    stopped: int
+    proof: Proof
+    losses: tuple[float, ...]
+    n_skipped: int
+    steps_per_s: float
+
+
+def learn(
+    session: Session, data: Feed, judge: Judge, saved: State | None, other: bool, stop_asked: Callable[[], bool]
+) -> Learnt:
+    """Trains, chooses among the snapshots and their means, writes the choice and proves it.
+
+    Args:
+        session: of the run.
+        data: what training reads.
+        judge: takes the answers.
+        saved: the state to go on from.
+        other: whether it is that of a run with other questions.
+        stop_asked: polled after every step.
+
+    Raises:
+        Interrupted: `stop_asked` said so; everything is saved.
+        DeltawError: no finite loss, or a file that fails the proof.
+    """
+    clock, n_steps = session.clock, session.plan.settings.steps
+    with clock.phase("load"):
+        work, run = _load(session, data)
+    with clock.phase("try"):
+        session.outlook.try_step(work, session.tell)
+    with clock.phase("judge and save"):
+        _start(session, work, run, judge, saved, other)
+    first = run.step
+    _train(session, work, run, judge, stop_asked)
+    clock.seconds["train"] = run.seconds
+    speed = (run.step - first) / run.seconds if run.seconds else 0.0
+    if run.step < n_steps and not run.ended:
+        keeping.save(session, work, run, judge.history())
+        raise Interrupted(
+            f"stopped after step {run.step} of {n_steps}; everything is saved", where=session.folder.path,
+            advice="go on with the same command and --resume --out " + str(session.folder.path),
+        )  # fmt: skip
+    with clock.phase("judge and save"):
+        _ask_means(session, work, judge)
+    chosen = judge.choose()
+    with clock.phase("write and prove"):
+        _hold(session, work, chosen.best)
+        proof = keeping.finish(session, work, judge.questions, chosen.best.step)
+    return Learnt(chosen, run.step if run.ended else 0, proof, tuple(run.losses), run.n_skipped, speed)
+
+
+def _load(session: Session, data: Feed) -> tuple[Work, Run]:
+    """The network with its adapters, and the run at its start."""
+    settings = session.plan.settings
+    session.tell(Phase("load the base"))
+    unet = session.base.denoiser(session.device, session.dtype)
+    wrapped = inject.wrap(unet, settings.targets, settings.rank, settings.alpha, loop.seeded(settings.seed, "init", 0))
+    parameters = wrapped.parameters()
+    optimizer = optim.ALL[settings.optimizer](parameters.values(), settings.lr, settings.weight_decay)
+    work = Work(session.base, unet, wrapped, data, session.plan, session.device, session.dtype)
+    n_params = sum(p.numel() for p in parameters.values())
+    session.tell(
+        Note(f"{len(wrapped.modules)} modules get a LoRA of rank {settings.rank}: {n_params:,} numbers to train")
+    )
+    keeping.rehearse(session, work)
+    return work, Run(0, [], optimizer)
+
+
+def _start(session: Session, work: Work, run: Run, judge: Judge, saved: State | None, other: bool) -> None:
+    """The base's own answers to the fixed questions, or where the saved run stood."""
+    if saved is None or other:  # the adapter is still zero: the base's own answers
+        session.outlook.ask(lambda: judge.ask(work, 0), session.plan, judge.n_questions, session.tell)
+    if saved is not None:
+        keeping.restore(session, work, run, saved)
+        if not other:  # another run's snapshots answered other questions
+            judge.restore(saved.history)
+            run.ended = judge.wants_to_stop(run.step)
+
+
+def _train(session: Session, work: Work, run: Run, judge: Judge, stop_asked: Callable[[], bool]) -> None:
+    """All steps up to the plan's last, or to where they have stopped paying."""
+
+    def mark(run: Run) -> None:
+        with session.clock.phase("judge and save"):
+            judge.tell(judge.ask(work, run.step))
+            keeping.save(session, work, run, judge.history())
+            run.ended = judge.wants_to_stop(run.step)
+
+    session.tell(Phase("train", session.plan.settings.steps, "steps"))
+    try:
+        loop.train(work, run, mark, stop_asked, session.tell)
+    except loop.NotFiniteError as error:
+        kept = "nothing was learnt before them"
+        if run.n_skipped < run.step:  # the adapter took nothing from the steps that failed
+            keeping.save(session, work, run, judge.history())
+            kept = f"the adapter before them is {session.folder.snapshot(run.step)}"
+        raise diagnose.explain(work, error, kept) from error
+    if run.ended:
+        session.tell(Note(f"stopped at step {run.step} of {session.plan.settings.steps}: further steps have stopped paying "
+                          "(--set stop=false goes on all the same)"))  # fmt: skip
+
+
+def _ask_means(session: Session, work: Work, judge: Judge) -> None:
+    """Asks the questions of the means of the last snapshots too."""
+    steps = [step for step in session.plan.marks if step in judge.probes]
+    rounds = [k for k in asking.MEANS if k <= len(steps)]
+    session.tell(Phase("judge means of snapshots", len(rounds), "means"))
+    for n_done, k in enumerate(rounds, 1):
+        candidate = Candidate(steps[-1], judge.probes[steps[-1]], k)
+        _hold(session, work, candidate)
+        judge.means.append(Candidate(steps[-1], judge.losses(work), k))
+        session.tell(Tick(n_done))
+
+
+def _hold(session: Session, work: Work, candidate: Candidate) -> None:
+    """Puts a candidate into the adapters, read back from the snapshots' files."""
+    settings = session.plan.settings
+    steps = [s for s in session.plan.marks if s <= candidate.step][-candidate.n_averaged :]
+    deltas = [formats.load(session.folder.snapshot(s), shapes=session.shapes)[0] for s in steps]
+    if len(deltas) == 1:
+        averaging.take_up(work.wrapped, deltas[0], "unet")
+        return
+    mean, error = averaging.mean(deltas, settings.rank)
+    session.tell(Note(f"{candidate.name}: its cut to rank {settings.rank} leaves out {error:.2%} of it"))
+    averaging.take_up(work.wrapped, mean, "unet")
