@@ -22,8 +22,8 @@ from deltaw import tensorfile
 from deltaw.errors import DeltawError, InputError, UsageError
 from deltaw.events import Event, Step
 
-SETTINGS = ("sample_steps=1", "snapshots=6", 'prompts=["a house"]', "dtype=float32")
-OPTIONS = {"steps": 12, "batch": 2, "rank": 2, "lr": 1e-2}
+SETTINGS = ("sample_steps=1", "snapshots=3", 'prompts=["a house"]', "dtype=float32")
+OPTIONS = {"steps": 6, "batch": 2, "rank": 2, "lr": 1e-2}
 SERVER = f"""
 import os, pathlib, sys, deltaw
 

@@ -195,6 +195,33 @@ def test_row_34_the_lock_of_a_dead_process_is_free(pictures: Folder, tiny_base: 
     assert train(tmp_path / "blocks", tiny_base, tmp_path / "out").file.is_file()
 
 
+def test_row_34_a_run_killed_within_its_first_save_can_be_started_again(
+    pictures: Folder, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot is there and the state is not."""
+    whole = train(pictures(3), tiny_base, tmp_path / "whole").file.read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deltaw.training.keeping.state.save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "blocks", tiny_base, tmp_path / "out")
+    assert list((tmp_path / "out" / "snapshots").iterdir())
+    assert train(tmp_path / "blocks", tiny_base, tmp_path / "out").file.read_bytes() == whole
+
+
+def test_row_34_snapshots_of_a_run_whose_state_was_removed_are_left_alone(
+    pictures: Folder, tiny_base: Path, tmp_path: Path
+) -> None:
+    report = train(pictures(3), tiny_base, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "state")
+    report.file.unlink()
+    with pytest.raises(UsageError, match="not empty"):
+        train(tmp_path / "blocks", tiny_base, tmp_path / "out")
+
+
 def test_row_34_what_a_killed_process_was_writing_is_removed(pictures: Folder, tiny_base: Path, tmp_path: Path) -> None:
     state = tmp_path / "out" / "state"
     state.mkdir(parents=True)

@@ -102,9 +102,13 @@ def prepare(path: Path, pictures: Path, resume: bool) -> RunFolder:
 
 
 def _only_begun(folder: RunFolder) -> bool:
-    """Whether nothing is there but what a run writes before its first save."""
-    begun = {folder.config.name, folder.events.name, folder.state.parent.name}
-    return {entry.name for entry in folder.path.iterdir()} <= begun and not folder.state.exists()
+    """Whether nothing is there but what a run writes until its first save, which is a snapshot and then the state."""
+    snapshots = folder.snapshot(0).parent
+    begun = {folder.config.name, folder.events.name, folder.state.parent.name, snapshots.name}
+    names = {entry.name for entry in folder.path.iterdir()}
+    if folder.state.exists() or not names <= begun:
+        return False
+    return snapshots.name not in names or (folder.pictures.is_file() and len(list(snapshots.glob("[!.]*"))) <= 1)
 
 
 @contextlib.contextmanager
