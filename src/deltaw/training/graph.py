@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,12 +92,13 @@ def measure(blueprint: Blueprint, job: Job) -> Graph:
     layers = [sum(p.nbytes for p in m.parameters(recurse=False)) for m in plain.modules()]
     unet = blueprint.denoiser(job.dtype)
     wrapped = inject.wrap(unet, job.targets, job.rank, float(job.rank), torch.Generator().manual_seed(0))
-    adapter = sum(p.nbytes for p in wrapped.parameters().values())
+    trained = list(wrapped.parameters().values())
+    adapter = sum(p.nbytes for p in trained)
     vae, text = blueprint.autoencoder(), blueprint.text_encoder(torch.float32)
     tokens = torch.empty(job.n_texts, blueprint.n_tok, dtype=torch.long, device="meta")
     return Graph(
         unet_bytes=_nbytes(unet) - adapter, vae_bytes=_nbytes(vae), text_bytes=_nbytes(text), adapter_bytes=adapter,
-        largest_layer_bytes=max(layers), step=_step(unet, blueprint.questions(job.batch, job.largest_px, job.dtype)),
+        largest_layer_bytes=max(layers), step=_step(unet, trained, blueprint.questions(job.batch, job.largest_px, job.dtype)),
         ask=ask, draw=draw,
         encode=_without_gradient(vae, lambda: vae.encode(blueprint.pixels(1, job.largest_px))),
         decode=_without_gradient(vae, lambda: vae.decode(blueprint.latents(1, drawn))),
@@ -105,13 +106,11 @@ def measure(blueprint: Blueprint, job: Job) -> Graph:
     )  # fmt: skip
 
 
-def _step(unet: nn.Module, arguments: dict[str, Any]) -> Traced:
-    def work() -> None:
-        unet(**arguments)[0].float().square().mean().backward()
+def _step(unet: nn.Module, trained: Sequence[nn.Parameter], arguments: dict[str, Any]) -> Traced:
+    def work() -> Sequence[torch.Tensor]:
+        return torch.autograd.grad(unet(**arguments)[0].float().square().mean(), trained)
 
-    found = trace(work, _tensors(unet))
-    unet.zero_grad(set_to_none=True)
-    return found
+    return trace(work, _tensors(unet))
 
 
 def _without_gradient(model: nn.Module, work: Callable[[], object]) -> Traced:

@@ -6,7 +6,7 @@ What would stop a run after hours stops it here, and the seconds that were measu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,13 +53,13 @@ def step(base: StableDiffusion, unet: nn.Module, wrapped: Wrapped, job: Job, dev
     """
     x, times, text = questions(base, job, job.dtype, device)
 
-    def train() -> None:
-        base.denoise(unet, x, times, text).float().square().mean().backward()
+    trained = list(wrapped.parameters().values())
+
+    def train() -> Sequence[Tensor]:
+        return torch.autograd.grad(base.denoise(unet, x, times, text).float().square().mean(), trained)
 
     train()
     step_s = _seconds(train, device)
-    for parameter in wrapped.parameters().values():
-        parameter.grad = None
     x, times, text = questions(base, replace(job, batch=1), torch.float32, device)
     with torch.no_grad(), exactly(unet):
         exact_s = _seconds(lambda: base.denoise(unet, x, times, text), device)
