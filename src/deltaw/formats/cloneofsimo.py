@@ -89,11 +89,6 @@ def describe(delta: Delta, shapes: Shapes) -> dict[str, str]:
     return found
 
 
-def is_own(name: str) -> bool:
-    """Whether a header entry belongs to the dialect and not to the change."""
-    return name in _USUAL or re.fullmatch(r"(unet|text_encoder):\d+:rank", name) is not None
-
-
 def _classes(component: str, metadata: Mapping[str, str]) -> Iterable[str]:
     try:
         named = json.loads(metadata.get(component, "null"))

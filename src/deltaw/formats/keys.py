@@ -6,6 +6,7 @@ give to a module of the base is made from the base's own listing, and the dictio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ KOHYA_SUFFIXES = {
     "alpha": ".alpha", "dora_scale": ".magnitude", "diff_b": ".bias", "b_norm": ".bias",
 }  # fmt: skip
 """kohya's and LyCORIS' suffix to `algorithm.tensor`; a tensor without algorithm goes with any."""
+
+COUNTED = re.compile(r"(unet|text_encoder)(:\d+:rank)?")
+"""Header entries of files whose keys count modules (cloneofsimo's): the classes, and a module's rank."""
 
 LYCORIS = tuple(own.NAME for own in adapters.ALL if own.SUFFIXES)
 """The algorithms that LyCORIS' suffixes can name."""

@@ -13,7 +13,7 @@ from deltaw import adapters
 from deltaw.adapters.scaling import is_finite
 from deltaw.delta import Delta, Update
 from deltaw.errors import InputError
-from deltaw.formats import alphas, cloneofsimo, embedding, fused, peft_kinds, pickled
+from deltaw.formats import alphas, embedding, fused, keys, peft_kinds, pickled
 from deltaw.formats.embedding import Claim
 from deltaw.formats.match import Match
 from deltaw.formats.reading import FAMILY, Entry, Reading
@@ -237,7 +237,7 @@ def _updates(
 
 def is_dialects(key: str) -> bool:
     """Whether a header entry belongs to the file's dialect and not to the change in it."""
-    return key in _OWN_METADATA or cloneofsimo.is_own(key)
+    return key in _OWN_METADATA or keys.COUNTED.fullmatch(key) is not None
 
 
 def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:

@@ -90,11 +90,13 @@ def _of_the_input(config: Mapping[str, Any], path: str, factors: torch.Tensor, s
 
 
 def _scale(config: Mapping[str, Any], path: str) -> float:
+    import torch
+
     rank = _finite(alphas.by_pattern(config.get("rank_pattern") or {}, path, config.get("r", 8)), "r")
     alpha = _finite(alphas.by_pattern(config.get("alpha_pattern") or {}, path, config.get("alpha", 8)), "alpha")
     if rank < 1:
         raise ValueError(f"r is {rank:g}")
-    return alpha / rank  # alpha over a rank that no tensor has
+    return scaling.by_rank({"alpha": torch.tensor(alpha, dtype=torch.float64)}, int(rank))
 
 
 def _finite(value: Any, name: str) -> float:
