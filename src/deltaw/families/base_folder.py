@@ -146,6 +146,9 @@ def read(path: Path) -> BaseFolder:
                 tensorfile.read_header(file)
         except InputError as error:
             problems.append(error)
+    if not any((path / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        problems.append(InputError("the tokenizer is missing", where=path / "tokenizer", expected="tokenizer.json or vocab.json",
+                                   advice="download the base again"))  # fmt: skip
     refuse_all("the base is not whole", problems)
     return folder
 
