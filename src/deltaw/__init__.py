@@ -15,28 +15,33 @@ if TYPE_CHECKING:
     from deltaw.errors import DeltawError
     from deltaw.training.report import Report
     from deltaw.training.run import train
+    from deltaw.verbs.compare import Comparison, compare
     from deltaw.verbs.generate import generate
     from deltaw.verbs.load import load
     from deltaw.zoo import bundled_base
 
 _WHERE = {
+    "Comparison": "deltaw.verbs.compare",
     "Delta": "deltaw.delta",
     "DeltawError": "deltaw.errors",
     "Report": "deltaw.training.report",
     "Update": "deltaw.delta",
     "bundled_base": "deltaw.zoo",
+    "compare": "deltaw.verbs.compare",
     "generate": "deltaw.verbs.generate",
     "load": "deltaw.verbs.load",
     "train": "deltaw.training.run",
 }
 
 __all__ = [
+    "Comparison",
     "Delta",
     "DeltawError",
     "Report",
     "Update",
     "__version__",
     "bundled_base",
+    "compare",
     "generate",
     "load",
     "train",

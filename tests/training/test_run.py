@@ -21,7 +21,7 @@ from deltaw import formats, tensorfile
 from deltaw.delta import Delta
 from deltaw.errors import InputError, Interrupted, ManyErrors, UnverifiedError, UsageError
 from deltaw.events import Event, Note, Saved, Step
-from deltaw.training import run as running
+from deltaw.training import loop, verify
 
 QUICK = {"steps": 4, "batch": 2, "rank": 2, "lr": 1e-2}
 QUICK_SETTINGS = ("sample_steps=2", "snapshots=2", 'prompts=["a house"]', "dtype=float32")
@@ -86,7 +86,7 @@ def test_a_dialect_that_would_lose_modules_is_refused_before_training(
         delta, match = formats.load(path, **more)  # type: ignore[arg-type]
         return replace(delta, updates=dict(list(delta.updates.items())[1:])), match
 
-    monkeypatch.setattr(running.verify, "formats", SimpleNamespace(load=forgetful, save=formats.save))
+    monkeypatch.setattr(verify, "formats", SimpleNamespace(load=forgetful, save=formats.save))
     heard: list[Event] = []
     with pytest.raises(UnverifiedError, match="would lose modules"):
         train(pictures(3), tiny_base, tmp_path / "out", tell=heard.append)
@@ -227,13 +227,13 @@ def test_visits_are_the_promised_ones(
     pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    original = running.loop.objective_loss
+    original = loop.objective_loss
 
     def counting(work: object, chosen: list[int], step: int) -> torch.Tensor:
         seen.extend(chosen)
         return original(work, chosen, step)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(running.loop, "objective_loss", counting)
+    monkeypatch.setattr(loop, "objective_loss", counting)
     train(pictures(5), tiny_base, tmp_path / "out", steps=5, batch=3)
     assert sorted(seen) == sorted([0, 1, 2, 3, 4] * 3), "5 steps of 3 are 3 rounds over 5 pictures"
 

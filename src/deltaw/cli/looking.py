@@ -1,4 +1,4 @@
-"""The commands that only look: inspect, check, doctor."""
+"""The commands that only look: inspect, check, compare, doctor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from deltaw.cli.shell import AsJson, Strict, app, listening
+from deltaw.cli.shell import AsJson, Base, Strict, app, listening
 from deltaw.errors import EXIT_INPUT
 
 ForBase = Annotated[str | None, Parameter(help="The base it is meant for: a diffusers folder or a single file.")]
@@ -69,6 +69,36 @@ def check(
             sound = not (strict and (found.findings or found.dataset.skipped))
     if not sound:
         sys.exit(EXIT_INPUT)
+
+
+@app.command
+def compare(
+    files: Annotated[list[str], Parameter(help="FILE[:STRENGTH] each; a file may stand several times.")],
+    /,
+    *,
+    prompt: Annotated[list[str] | None, Parameter(help="A prompt of the sheet; may be repeated.", negative="")] = None,
+    reference: Annotated[
+        Path | None, Parameter(help="A folder of captioned pictures to judge by, best ones nobody trained on.")
+    ] = None,
+    base: Base = None,
+    out: Annotated[Path | None, Parameter(help="Result folder, new or empty. Default: compare.")] = None,
+    seed: Annotated[int, Parameter(help="Seed of the first column; the next ones follow.")] = 0,
+    seeds: Annotated[int, Parameter(help="Pictures a prompt.")] = 1,
+    steps: Annotated[int | None, Parameter(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, Parameter(help="Classifier-free guidance.")] = None,
+    device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, mps.")] = None,
+    dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16.")] = None,
+    strict: Strict = False,
+    json: AsJson = False,
+) -> None:
+    """Judge LoRAs at any strengths by your own pictures: paired losses, drift, copies, one sheet, one sentence."""
+    with listening(as_json_lines=json) as show:
+        from deltaw.verbs import compare as verb
+
+        verb.compare(
+            files, prompts=prompt or (), reference=reference, base=base, out=out, seed=seed, seeds=seeds, steps=steps,
+            guidance=guidance, device=device, dtype=dtype, strict=strict, tell=show,
+        )  # fmt: skip
 
 
 @app.command

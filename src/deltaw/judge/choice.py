@@ -65,7 +65,7 @@ def choose(snapshots: Sequence[Candidate], averages: Sequence[Candidate] = ()) -
         averages: means of them.
     """
     lowest = min(snapshots, key=lambda c: c.loss)
-    early = next(c for c in snapshots if _as_good(c, lowest))
+    early = next(c for c in snapshots if as_good(c, lowest))
     falling = trend(snapshots)
     means = [c for c in averages if _better(c, lowest)]
     if means:
@@ -105,7 +105,7 @@ def noise(difference: Tensor) -> float:
     return max((float(p.std()) / math.sqrt(len(p)) for p in parts if len(p) > 1), default=0.0)
 
 
-def _as_good(one: Candidate, lowest: Candidate) -> bool:
+def as_good(one: Candidate, lowest: Candidate) -> bool:
     return one.loss - lowest.loss <= min(noise(one.losses - lowest.losses), WORTH * lowest.loss)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
+from deltaw.judge.columns import Column, without
+from deltaw.judge.columns import columns as sheet_columns
 from deltaw.judge.questions import LEAST_TIMES
 from deltaw.training.metadata import trigger_words
 from deltaw.training.plan import Plan
@@ -16,6 +15,8 @@ SHARE = 0.08
 """Of the run's arithmetic that the questions may take. Their answers' noise falls with the root of their number."""
 FORWARDS_A_STEP = 3
 """What a picture in a training step costs beside one question: the backward takes twice the forward."""
+N_DRIFT = 8
+"""Questions that drift is measured on, each with and without the words that call the result up."""
 MEANS = (2, 3)
 """How many of the last snapshots are averaged, each a candidate that is asked once."""
 
@@ -51,25 +52,9 @@ def measured_on(plan: Plan) -> str:
     return f"{n} trained picture{'s' * (n > 1)}, moved by a sixteenth, since there are too few to keep any out"
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the contact sheet: what is drawn in every row, from the same seed, and whether it calls the result up."""
-
-    label: str
-    prompt: str
-    seed: int
-    called: bool = True
-
-
 def columns(plan: Plan) -> tuple[Column, ...]:
-    """The sheet's prompts, then one without the words that call the result up and these words alone."""
-    seed, words = plan.settings.seed, trigger_words(plan)
-    found = [Column(prompt, prompt, seed + i) for i, prompt in enumerate(plan.settings.prompts)]
-    if words:
-        plain = without(found[0].prompt, words)
-        found.append(Column(f"not called: {plain or 'nothing'}", plain, seed, called=False))
-        found.append(Column(f"called alone: {words}", words, seed))
-    return tuple(found)
+    """What the contact sheet draws in every row."""
+    return sheet_columns(plan.settings.prompts, trigger_words(plan), plan.settings.seed)
 
 
 def plain_prompts(plan: Plan) -> tuple[str, ...]:
@@ -78,9 +63,3 @@ def plain_prompts(plan: Plan) -> tuple[str, ...]:
     if not words:
         return ("",)
     return tuple(dict.fromkeys(without(prompt, words) for prompt in plan.settings.prompts))
-
-
-def without(prompt: str, words: str) -> str:
-    """The prompt less some words and the commas around them."""
-    kept = re.sub(re.escape(words), "", prompt, flags=re.IGNORECASE)
-    return ", ".join(part.strip() for part in kept.split(",") if part.strip())

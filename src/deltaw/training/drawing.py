@@ -14,6 +14,7 @@ from deltaw import formats, sheet, tensorfile
 from deltaw.data.feed import Feed
 from deltaw.events import Phase, Saved, Tick
 from deltaw.judge.choice import Choice
+from deltaw.judge.columns import Column
 from deltaw.judge.nearness import Gallery, Limits, Nearest
 from deltaw.training import asking
 from deltaw.training.session import Session
@@ -72,7 +73,7 @@ def draw(session: Session, data: Feed, choice: Choice) -> Drawn:
     return Drawn(folder.sheet, _copies(session, data, painter, columns, rows, choice))
 
 
-def _rows(session: Session, painter: Painter, columns: Sequence[asking.Column], choice: Choice) -> list[_Row]:
+def _rows(session: Session, painter: Painter, columns: Sequence[Column], choice: Choice) -> list[_Row]:
     settings, folder = session.plan.settings, session.folder
     files = [("base", None)]
     files += [(f"step {s}", folder.snapshot(s)) for s in session.plan.marks if folder.snapshot(s).exists()]
@@ -94,7 +95,7 @@ def _rows(session: Session, painter: Painter, columns: Sequence[asking.Column], 
 
 
 def _copies(
-    session: Session, data: Feed, painter: Painter, columns: Sequence[asking.Column], rows: Sequence[_Row], choice: Choice
+    session: Session, data: Feed, painter: Painter, columns: Sequence[Column], rows: Sequence[_Row], choice: Choice
 ) -> Copies:  # fmt: skip
     """Of every row but the base's; the trained pictures are shown as the base's VAE sees them, as the drawn ones are."""
     h, w = rows[0].latents.shape[2:]
