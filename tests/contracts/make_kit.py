@@ -8,8 +8,10 @@ the ranks, so that a wrong scale, a transposed factor or a swapped half shows at
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -31,8 +33,18 @@ PATHS = {
     "flux1": ("transformer.transformer_blocks.18.attn.to_q", "transformer.transformer_blocks.18.attn.to_k",
               "transformer.transformer_blocks.18.attn.to_v"),
 }  # fmt: skip
+VARIANTS = {"sd3": "sd3-medium"}
+TO_Q = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 DIALECTS = ("kohya", "kohya-diffusers", "diffusers", "peft", "comfy")
 OTHERS = ("loha", "lokr", "ia3", "oft", "glora", "dora-rows", "dora-columns", "tucker")
+PEFT_KINDS = ("loha", "lokr", "oft-input", "scale", "dora-rows")
+WITHOUT_ALPHA = (
+    ("sd1", "diffusers-middle"),
+    ("sdxl", "diffusers-middle"),
+    ("sd1", "diffusers-old"),
+    ("flux1", "xlabs"),
+)
+FUSED = ("loha", "lokr", "ia3", "oft", "glora")
 
 
 def base(shape: tuple[int, ...]) -> torch.Tensor:
@@ -76,29 +88,55 @@ def expected(delta: Delta, shapes: listing.Shapes) -> dict[str, object]:
     return found
 
 
+def loras() -> Iterator[tuple[str, str, Delta]]:
+    """LoRA for family × dialect, as (file name, dialect, change)."""
+    for number, (family, paths) in enumerate(PATHS.items()):
+        shapes = listing.modules(VARIANTS.get(family, family))
+        generator = torch.Generator().manual_seed(number)
+        lora = Delta(family, {path: update("lora", shapes[path], generator) for path in paths})
+        for dialect in DIALECTS:
+            yield f"{family}-lora-{dialect}", dialect, lora
+        plain = {p: {n: t for n, t in u.tensors.items() if n != "alpha"} for p, u in lora.updates.items()}
+        for own, dialect in WITHOUT_ALPHA:
+            held = {p: Update("lora", t) for p, t in plain.items() if dialect != "diffusers-old" or "attn2" in p}
+            if dialect == "xlabs":  # one `down` for q, k and v, as XLabs trains them
+                held = {
+                    p: Update("lora", {**u.tensors, "down": held[paths[0]].tensors["down"]}) for p, u in held.items()
+                }
+            if own == family:
+                yield f"{family}-lora-{dialect}", dialect, Delta(family, held)
+
+
+def others() -> Iterator[tuple[str, str, Delta]]:
+    """The other algorithms: in kohya's dialect, on SD 3's fused q, k and v, and as PEFT keeps them."""
+    shapes = listing.modules("sd1")
+    generator = torch.Generator().manual_seed(99)
+    for kind in OTHERS:
+        path = "unet.down_blocks.0.resnets.0.conv1" if kind == "tucker" else TO_Q
+        yield f"sd1-{kind}-kohya", "kohya", Delta("sd1", {path: update(kind, shapes[path], generator)})
+    for kind in FUSED:
+        parts = [path for path in PATHS["sd3"] if ".attn." in path]
+        n_rows = [listing.modules("sd3-medium")[path] for path in parts]
+        whole = update(kind, (sum(shape[0] for shape in n_rows), n_rows[0][1]), generator)
+        tensors = {name: tensor for name, tensor in whole.tensors.items() if kind != "oft" or name != "alpha"}
+        split = adapters.named(kind).split_rows(tensors, [shape[0] for shape in n_rows])
+        yield (
+            f"sd3-{kind}-fused-kohya",
+            "kohya",
+            Delta("sd3", {p: Update(kind, t) for p, t in zip(parts, split, strict=True)}),
+        )
+    for kind in PEFT_KINDS:
+        yield f"sd1-{kind}-peft", "peft", Delta("sd1", {TO_Q: update(kind, shapes[TO_Q], generator)})
+
+
 def make(folder: Path, truth: bool = True) -> None:
     """Writes every file, and `expected.json` with the `truth` about them, which takes the dense matrices."""
     shutil.rmtree(folder, ignore_errors=True)
     facts: dict[str, object] = {}
-    for number, (family, paths) in enumerate(PATHS.items()):
-        shapes = listing.modules("sd3-medium" if family == "sd3" else family)
-        generator = torch.Generator().manual_seed(number)
-        lora = Delta(family, {path: update("lora", shapes[path], generator) for path in paths})
-        for dialect in DIALECTS:
-            name = f"{family}-lora-{dialect}" + ("" if dialect == "peft" else ".safetensors")
-            formats.save(lora, folder / name, dialect)
-            facts[name] = expected(lora, shapes) if truth else None
-    shapes = listing.modules("sd1")
-    generator = torch.Generator().manual_seed(99)
-    for kind in OTHERS:
-        path = (
-            "unet.down_blocks.0.resnets.0.conv1"
-            if kind == "tucker"
-            else "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-        )
-        delta = Delta("sd1", {path: update(kind, shapes[path], generator)})
-        formats.save(delta, folder / f"sd1-{kind}-kohya.safetensors")
-        facts[f"sd1-{kind}-kohya.safetensors"] = expected(delta, shapes) if truth else None
+    for stem, dialect, delta in itertools.chain(loras(), others()):
+        name = stem + ("" if dialect == "peft" else ".safetensors")
+        formats.save(delta, folder / name, dialect)
+        facts[name] = expected(delta, listing.modules(VARIANTS.get(delta.family, delta.family))) if truth else None
     if truth:
         (folder / "expected.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
