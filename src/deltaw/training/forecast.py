@@ -12,7 +12,7 @@ import torch
 from deltaw import device as devices
 from deltaw.families.blueprint import Blueprint
 from deltaw.families.sd import StableDiffusion
-from deltaw.training import memory
+from deltaw.training import asking, memory
 from deltaw.training.graph import Graph, Job, measure
 from deltaw.training.memory import Need
 from deltaw.training.plan import Plan
@@ -89,7 +89,7 @@ def _disk(graph: Graph, made: Plan, read_bytes: int) -> tuple[tuple[str, int, st
     settings = made.settings
     file = graph.adapter_bytes * getattr(torch, settings.save_dtype).itemsize // 4
     state = graph.adapter_bytes * (1 + memory.OPTIMIZER_STATES[settings.optimizer])
-    sheet = (len(made.marks) + 1) * len(settings.prompts) * settings.resolution**2 * 3
+    sheet = (len(made.marks) + 1) * len(asking.columns(made)) * settings.resolution**2 * 3
     return (
         ("run", file * (len(made.marks) + 1), f"{len(made.marks)} snapshots and the LoRA, {file / 1e6:.1f} MB each"),
         ("run", 2 * state, "state to resume from; the old one stays until the new one is whole"),

@@ -17,9 +17,6 @@ from deltaw.training import asking, loop, verify
 from deltaw.training.loop import Work
 from deltaw.training.session import Session
 
-N_DRIFT = 8
-"""Questions that drift is measured on, each with and without the words that call the result up."""
-
 
 class Judge:
     """Asks the fixed questions and keeps the answers.
@@ -114,8 +111,8 @@ class Judge:
     def _moved(self, work: Work) -> tuple[Tensor, Tensor]:
         """What the network says to some questions under plain prompts, and under their own captions."""
         group = self.questions.groups[0]
-        few = torch.linspace(0, len(group.x) - 1, N_DRIFT).long()
-        plain = self.plain[torch.arange(N_DRIFT) % len(self.plain)]
+        few = torch.linspace(0, len(group.x) - 1, asking.N_DRIFT).long()
+        plain = self.plain[torch.arange(asking.N_DRIFT) % len(self.plain)]
         answers = (loop.predict(work, group.x[few], group.times[few], text) for text in (plain, group.text[few]))
         first, second = (answer.float().cpu() for answer in answers)
         return first, second

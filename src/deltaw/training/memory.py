@@ -11,7 +11,7 @@ import torch
 from deltaw.data import feed
 from deltaw.families.sd import StableDiffusion
 from deltaw.judge import questions
-from deltaw.training import verify
+from deltaw.training import asking, verify
 from deltaw.training.graph import Graph, Job
 from deltaw.training.plan import Plan
 
@@ -50,7 +50,7 @@ def job(made: Plan, **changes: Any) -> Job:
     values: dict[str, Any] = {
         "dtype": getattr(torch, settings.dtype), "batch": settings.batch, "rank": settings.rank, "targets": settings.targets,
         "largest_px": max(sizes, key=lambda size: size[0] * size[1]), "drawn_px": settings.resolution,
-        "n_drawn": len(settings.prompts), "guided": settings.guidance > 1,
+        "n_drawn": len(asking.columns(made)), "guided": settings.guidance > 1,
         "n_texts": min(feed.TEXT_BATCH, len({"", *made.captions})),
     }  # fmt: skip
     return Job(**{**values, **changes})

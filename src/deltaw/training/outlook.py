@@ -87,15 +87,15 @@ class Outlook:
             seconds = {part.phase: part.seconds for part in found}
             self.watch.expect(seconds["judge and save"], seconds["write and prove"] + seconds["draw"])
 
-    def compare(self, peak_rss_bytes: int, peak_device_bytes: int) -> tuple[tuple[str, str], ...]:
-        """(what, predicted and found) for the table of costs."""
+    def compare(self, peak_rss_bytes: int, peak_device_bytes: int, *, whole: bool) -> tuple[tuple[str, str], ...]:
+        """(what, predicted and found) for the table of costs; time only of a run that took all its steps."""
         used, foretold = peak_rss_bytes, self.predicted.peak_bytes
         if peak_device_bytes:
             used, foretold = peak_device_bytes, max(need.n_bytes for need in self.predicted.memory)
         rows = [
             ("peak memory, predicted", _against(f"{foretold / 1e9:.2f} GB", f"{used / 1e9:.2f} GB", used / foretold))
         ]
-        if self.watch.total_s is not None:
+        if whole and self.watch.total_s is not None:
             took = self.watch.elapsed_s
             rows.append(("time, foretold after the first steps",
                          _against(pace.span(self.watch.total_s), pace.span(took), took / self.watch.total_s)))  # fmt: skip

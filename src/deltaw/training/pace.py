@@ -42,18 +42,20 @@ def parts(
     per_flop = measured.step_s / graph.step.flops
     asked_s = ask_s if ask_s is not None else n_questions * graph.ask.flops * per_flop
     rounds = asking.n_rounds(made) - 1  # the base's answers are there by then
+    drifts = (len(made.marks) + 1) * 2 * asking.N_DRIFT / n_questions
     n_rows, n_drawn = len(made.marks) + 1, job.n_drawn * (2 if job.guided else 1)
     draw_s = measured.draw_s if measured.draw_s is not None else n_drawn * graph.draw.flops * per_flop
     decode_s = (
         measured.decode_s if measured.decode_s is not None else graph.decode.flops * measured.exact_s / graph.ask.flops
     )
-    drawing = n_rows * (settings.sample_steps * draw_s + job.n_drawn * decode_s)
+    pictures = (n_rows + 1) * job.n_drawn  # the nearest trained ones are shown too
+    drawing = n_rows * settings.sample_steps * draw_s + pictures * decode_s
     proofs = N_PROOFS * min(verify.N_QUESTIONS, n_questions)
     how = "measured" if measured.draw_s is not None else "by its FLOPs"
     return (
         Part("train", settings.steps * measured.step_s, f"{settings.steps} steps of {measured.step_s:.2f} s, measured"),
-        Part("judge and save", rounds * asked_s,
-             f"{rounds} × {n_questions} questions, {'measured' if ask_s is not None else 'by their FLOPs'}"),
+        Part("judge and save", (rounds + drifts) * asked_s,
+             f"{rounds} × {n_questions} questions and drift, {'measured' if ask_s is not None else 'by their FLOPs'}"),
         Part("write and prove", proofs * measured.exact_s, f"{proofs} predictions in float32 of {measured.exact_s:.2f} s, measured"),
         Part("draw", drawing, f"{n_rows} rows of {job.n_drawn} pictures, {settings.sample_steps} steps of {draw_s:.2f} s, {how}"),
     )  # fmt: skip

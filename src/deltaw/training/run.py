@@ -162,7 +162,7 @@ def _report(session: Session, judge: Judge, learnt: Learnt, drawn: Drawn) -> Rep
     )  # fmt: skip
     subtitle = (f"{len(session.plan.training)} pictures, {made.settings.steps} steps of {made.settings.batch}, rank "
                 f"{made.settings.rank}, on {session.base.folder.path.name}")  # fmt: skip
-    compared = session.outlook.compare(found.peak_rss_bytes, found.peak_device_bytes)
+    compared = session.outlook.compare(found.peak_rss_bytes, found.peak_device_bytes, whole=not learnt.stopped)
     page.write(folder.report, found, session.plan, session.dataset, subtitle)
     tell(Saved(str(folder.report), folder.report.stat().st_size, "report"))
     tell(Table("cost", ("what", "spent"), (*report.cost(found), *compared)))

@@ -18,6 +18,7 @@ from deltaw.events import Phase, Tell
 from deltaw.families.blueprint import Blueprint
 from deltaw.families.sd import StableDiffusion
 from deltaw.inject import Wrapped
+from deltaw.training import asking
 from deltaw.training.exactly import exactly
 from deltaw.training.graph import Job
 from deltaw.training.plan import Plan
@@ -94,7 +95,9 @@ def sample(base: StableDiffusion, made: Plan, device: torch.device, tell: Tell) 
     settings = made.settings
     tell(Phase("try one sample"))
     recipe = Recipe("", "", 0, 1, settings.guidance, settings.resolution, settings.resolution, (), "", "", "", "")
-    seconds = _draw(base, [replace(recipe, prompt=prompt) for prompt in settings.prompts], settings.dtype, device)
+    seconds = _draw(
+        base, [replace(recipe, prompt=column.prompt) for column in asking.columns(made)], settings.dtype, device
+    )
     devices.give_back()
     return seconds
 
