@@ -37,7 +37,7 @@ def inspect(
 
 @app.command
 def check(
-    path: Annotated[Path, Parameter(help="A LoRA file, or a folder of pictures.")],
+    path: Annotated[Path, Parameter(help="A LoRA file, a folder of pictures, or a base's folder.")],
     /,
     *,
     base: ForBase = None,
@@ -52,12 +52,16 @@ def check(
     strict: Strict = False,
     json: AsJson = False,
 ) -> None:
-    """Judge before the hours are spent: does this LoRA fit that base, is this folder fit to train on?"""
+    """Judge before the hours are spent: does this LoRA fit, are these pictures and this base fit to train on?"""
     with listening(as_json_lines=json) as show:
+        from deltaw.verbs import base as base_verb
         from deltaw.verbs import check as verb
         from deltaw.verbs import pictures
 
-        if pictures.is_adapter(path):
+        if base_verb.is_base(path):
+            looked = base_verb.check(path, tell=show)
+            sound = not looked.problems and not (strict and looked.remarks)
+        elif pictures.is_adapter(path):
             sound = verb.check(path, base=base, tell=show).fits
         else:
             found = pictures.check(path, base=base, trigger=trigger, resolution=resolution,

@@ -12,10 +12,15 @@ from typing import Any
 
 from deltaw import digests, tensorfile
 from deltaw.errors import DeltawError, InputError, refuse_all
+from deltaw.families import base_check
+from deltaw.tensorheader import Header
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PARTS = ("unet", "vae", "text_encoder")
 """Parts of a Stable Diffusion folder that hold weights."""
+CONFIGS = {"model_index": "model_index.json", "scheduler": "scheduler/scheduler_config.json"} | {
+    part: f"{part}/config.json" for part in PARTS
+}
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,15 @@ class BaseFolder:
 
     Args:
         path: the folder.
-        configs: part name ("unet", "vae", "text_encoder", "scheduler") to its config.
+        configs: part name ("unet", "vae", "text_encoder", "scheduler", "model_index") to its config.
         recommended: what the base's own `deltaw.toml` recommends, by verb; empty where there is none.
+        remarks: what the user should know of it.
     """
 
     path: Path
     configs: Mapping[str, Mapping[str, Any]]
     recommended: Mapping[str, Mapping[str, Any]]
+    remarks: tuple[str, ...] = ()
     _digests: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def weights(self, part: str) -> list[Path]:
@@ -96,7 +103,7 @@ def find(base: str) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise InputError("is a file", where=path, expected="a diffusers folder (with model_index.json)")
+        raise base_check.single_file(path)
     if not HUB_ID.fullmatch(base) or base.startswith("."):
         raise InputError("no such base", where=base, expected="a diffusers folder, or a hub id such as owner/name")
     return _from_hub(base)
@@ -132,25 +139,32 @@ def read(path: Path) -> BaseFolder:
             advice=f"found here: {found}",
         )  # fmt: skip
     configs: dict[str, Mapping[str, Any]] = {}
-    for part, name in (*((p, "config.json") for p in PARTS), ("scheduler", "scheduler_config.json")):
+    for part, name in CONFIGS.items():
         try:
-            configs[part] = json.loads((path / part / name).read_text(encoding="utf-8"))
+            configs[part] = _config(path / name)
         except (OSError, ValueError) as error:
-            problems.append(
-                InputError(f"{part}/{name} cannot be read ({error})", where=path, advice="download it again")
-            )
-    folder = BaseFolder(path, configs, _recommended(path))
+            problems.append(InputError(f"{name} cannot be read ({error})", where=path, advice="download it again"))
+    folder = BaseFolder(path, configs, _recommended(path), tuple(base_check.remarks(path, configs)))
+    headers: dict[str, list[Header]] = {}
     for part in PARTS:
         try:
-            for file in folder.weights(part):
-                tensorfile.read_header(file)
+            headers[part] = [tensorfile.read_header(file) for file in folder.weights(part)]
         except InputError as error:
             problems.append(error)
-    if not any((path / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        problems.append(InputError("the tokenizer is missing", where=path / "tokenizer", expected="tokenizer.json or vocab.json",
-                                   advice="download the base again"))  # fmt: skip
-    refuse_all("the base is not whole", problems)
+    refuse_all("the base cannot be trained as it is", [*problems, *base_check.problems(path, configs, headers)])
     return folder
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """The file's JSON object.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return found
 
 
 def _recommended(path: Path) -> dict[str, dict[str, Any]]:

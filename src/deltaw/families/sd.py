@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.diffusion import objective, schedule
-from deltaw.errors import InputError
 from deltaw.families import base_folder
 from deltaw.families.base_folder import BaseFolder
 
@@ -143,24 +142,8 @@ def _quiet() -> None:
 
 
 def detect(folder: BaseFolder) -> str:
-    """The family's name, "sd1" or "sd2", from the UNet's own config.
-
-    Raises:
-        InputError: it is no Stable Diffusion 1.x/2.x, or a variant that is not trained here.
-    """
-    unet = folder.configs["unet"]
-    kind = unet.get("_class_name")
-    if kind != "UNet2DConditionModel" or unet.get("addition_embed_type"):
-        raise InputError(
-            f"this base is not of a family that can be trained ({kind}, {unet.get('addition_embed_type') or 'no'} "
-            "added embedding)", where=folder.path, expected="Stable Diffusion 1.x or 2.x",
-        )  # fmt: skip
-    if unet["in_channels"] != unet["out_channels"]:
-        raise InputError(
-            f"an inpainting base ({unet['in_channels']} input channels) is not trained here",
-            where=folder.path, expected=f"{unet['out_channels']} input channels", advice="use the plain checkpoint",
-        )  # fmt: skip
-    return "sd2" if unet.get("use_linear_projection") else "sd1"
+    """The family's name, "sd1" or "sd2", from the UNet's own config; other families were refused by `base_check`."""
+    return "sd2" if folder.configs["unet"].get("use_linear_projection") else "sd1"
 
 
 def open_base(base: str | Path) -> StableDiffusion:

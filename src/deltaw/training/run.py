@@ -34,6 +34,7 @@ from deltaw.training.folder import Diary, RunFolder, locked, prepare, write_conf
 from deltaw.training.judging import Judge
 from deltaw.training.learning import Learnt
 from deltaw.training.plan import Plan
+from deltaw.training.profiling import Profiler, Shares
 from deltaw.training.report import Report
 from deltaw.training.session import Clock, Session, begin
 from deltaw.training.state import State
@@ -41,7 +42,7 @@ from deltaw.training.state import State
 
 def train(
     folder: str | Path, *, config: str | Path | None = None, settings: Sequence[str] = (), strict: bool = False,
-    stop_asked: Callable[[], bool] = lambda: False, tell: Tell = silent, **flags: Any,
+    profile: bool = False, stop_asked: Callable[[], bool] = lambda: False, tell: Tell = silent, **flags: Any,
 ) -> Report:  # fmt: skip
     """Trains a LoRA on a folder of pictures and proves that the written file works.
 
@@ -50,6 +51,7 @@ def train(
         config: a TOML file of options; `settings`: `key=value` words; `flags`: options by name
             (see `deltaw.options.TrainOptions`); the later wins.
         strict: a skipped picture is an error.
+        profile: measure on a few steps where the time goes, and show it in the report.
         stop_asked: polled after every step; True saves the run and raises `Interrupted`.
         tell: hears every event.
 
@@ -69,14 +71,15 @@ def train(
         run_folder = prepare(out, folder, resume=bool(given.options.resume))
     with locked(run_folder), Diary(run_folder.events, tell) as diary:
         watch = pace.Watch(diary)
-        session = begin(base, dataset, made, run_folder, clock, watch, outlook.Outlook(predicted, watch))
+        profiler = Profiler(watch, made.settings.rank) if profile else None
+        session = begin(base, dataset, made, run_folder, clock, profiler or watch, outlook.Outlook(predicted, watch))
         saved, other = None, False
         if given.options.resume:
             saved, other = keeping.reopen(session, anyway=bool(given.options.resume_anyway))
         write_config(run_folder.config, made.values, given.options.base or str(zoo.bundled_base()))
         fingerprint.write_pictures(run_folder.pictures, made, dataset)
         with exhausted.named(made.settings, run_folder):
-            return _run(session, saved, other, stop_asked)
+            return _run(session, saved, other, stop_asked, profiler)
 
 
 def look(folder: Path, given: Given, *, strict: bool, tell: Tell) -> tuple[sd.StableDiffusion, Dataset, Plan]:
@@ -86,6 +89,8 @@ def look(folder: Path, given: Given, *, strict: bool, tell: Tell) -> tuple[sd.St
     origin = "" if given.options.base else " (bundled; --base takes another)"
     tell(Note(f"base: {base.folder.path.name}, {families.named(base.family).title}, {base.objective.name}, "
               f"{base.resolution_px} px{origin}"))  # fmt: skip
+    for remark in base.folder.remarks:
+        tell(Warn(remark))
     out = plan.out_folder(given, folder)
     dataset = pictures_folder.scan(folder, caption_encoding=given.options.caption_encoding, exclude=[out], tell=tell)
     skipped = [f"{s.name}: {s.reason}" for s in dataset.skipped]
@@ -138,7 +143,9 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _run(session: Session, saved: State | None, other: bool, stop_asked: Callable[[], bool]) -> Report:
+def _run(
+    session: Session, saved: State | None, other: bool, stop_asked: Callable[[], bool], profiler: Profiler | None
+) -> Report:
     """Feed, load, train, choose, write, prove, draw, report."""
     with session.clock.phase("encode"):
         data = feed.fill(session.base, session.dataset.pictures, session.plan.sizes_px, session.plan.captions,
@@ -147,12 +154,13 @@ def _run(session: Session, saved: State | None, other: bool, stop_asked: Callabl
         session.outlook.try_sample(session.base, session.plan, session.device, session.tell)
     judge = Judge(session, data)
     learnt = learning.learn(session, data, judge, saved, other, stop_asked)
+    shares = profiler.close() if profiler else None
     with session.clock.phase("draw"):  # the networks of training are gone by now: drawing needs the room
         drawn = drawing.draw(session, data, learnt.choice)
-    return _report(session, judge, learnt, drawn)
+    return _report(session, judge, learnt, drawn, shares)
 
 
-def _report(session: Session, judge: Judge, learnt: Learnt, drawn: Drawn) -> Report:
+def _report(session: Session, judge: Judge, learnt: Learnt, drawn: Drawn, shares: Shares | None) -> Report:
     folder, made, tell = session.folder, session.plan, session.tell
     found = Report(
         folder.result, folder.path, drawn.sheet, folder.result.stat().st_size, learnt.choice, judge.score(learnt.choice.best),
@@ -163,7 +171,7 @@ def _report(session: Session, judge: Judge, learnt: Learnt, drawn: Drawn) -> Rep
     subtitle = (f"{len(session.plan.training)} pictures, {made.settings.steps} steps of {made.settings.batch}, rank "
                 f"{made.settings.rank}, on {session.base.folder.path.name}")  # fmt: skip
     compared = session.outlook.compare(found.peak_rss_bytes, found.peak_device_bytes, whole=not learnt.stopped)
-    page.write(folder.report, found, session.plan, session.dataset, subtitle)
+    page.write(folder.report, found, session.plan, session.dataset, subtitle, shares)
     tell(Saved(str(folder.report), folder.report.stat().st_size, "report"))
     tell(Table("cost", ("what", "spent"), (*report.cost(found), *compared)))
     tell(Note(found.verdict))
