@@ -38,8 +38,8 @@ def configured(config: Mapping[str, Any], path: str, rank: int) -> float | None:
     alpha = by_pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha", config.get("alpha")))
     if alpha is None:
         return None
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise ValueError(f"alpha {alpha!r} of {path} is not a number")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or abs(alpha) > 1e300:
+        raise ValueError(f"alpha {str(alpha)[:40]!r} of {path} is not a number")
     return float(alpha) * math.sqrt(rank) if config.get("use_rslora") else float(alpha)
 
 

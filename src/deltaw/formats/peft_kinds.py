@@ -35,7 +35,7 @@ Tensors = Mapping[str, "torch.Tensor"]
 def refusal(config: Mapping[str, Any]) -> str:
     """Why an adapter of this configuration cannot be read, or ""."""
     kind = config.get("peft_type", "LORA")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         return f"PEFT's {str(kind)[:40]} is not supported"
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_MOVES_THE_BASE):
@@ -100,7 +100,7 @@ def _scale(config: Mapping[str, Any], path: str) -> float:
 
 
 def _finite(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise ValueError(f"{name} {value!r} is not a number")
     return float(value)
 

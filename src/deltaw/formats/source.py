@@ -118,7 +118,7 @@ def _config(path: Path) -> dict[str, Any]:
 def _object(text: str, where: Path) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"the adapter's configuration is not valid JSON ({error})", where=where) from error
     if not isinstance(found, dict):
         raise InputError("the adapter's configuration is not an object", where=where)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +33,7 @@ _DTYPES = {
 
 _LITERALS = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE",
-    "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+    "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
 }  # fmt: skip
 """The opcodes whose argument is the value."""
 
@@ -96,16 +97,22 @@ def load(file: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
     """
     machine = _Machine({} if storages is None else storages)
     try:
-        for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
-            if count >= MAX_STEPS:
-                raise Refused(f"it has more than {MAX_STEPS:,} steps")
-            if opcode.name == "STOP":
-                return machine.pop()
-            machine.step(opcode.name, arg)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # pickletools' own, of escapes in protocol 0's strings
+            return _followed(machine, file)
     except Refused:
         raise
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
         raise ValueError(f"its steps do not fit together: {str(error)[:100]!r}") from error
+
+
+def _followed(machine: _Machine, file: io.BytesIO) -> Any:
+    for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
+        if count >= MAX_STEPS:
+            raise Refused(f"it has more than {MAX_STEPS:,} steps")
+        if opcode.name == "STOP":
+            return machine.pop()
+        machine.step(opcode.name, arg)
     raise ValueError("it does not end")
 
 
