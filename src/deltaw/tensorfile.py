@@ -34,6 +34,9 @@ _DTYPE_NAMES = {
 }  # fmt: skip
 
 
+_TORCH_NAMES = {theirs: ours for ours, theirs in _DTYPE_NAMES.items()}
+
+
 @dataclass(frozen=True)
 class Region:
     """Bytes of an open file: `n_bytes` from `begin`."""
@@ -141,7 +144,7 @@ def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype that safetensors calls by this name."""
     import torch
 
-    return getattr(torch, next(ours for ours, theirs in _DTYPE_NAMES.items() if theirs == name))
+    return getattr(torch, _TORCH_NAMES[name])
 
 
 def raw(path: str | Path, name: str) -> memoryview:

@@ -7,6 +7,7 @@ and 8.6), never from the dense matrix; cutting the core is the optimum of Eckart
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,49 +58,79 @@ def stacked(terms: Sequence[tuple[float, torch.Tensor, torch.Tensor]]) -> tuple[
     return torch.cat([w * up for w, up, _ in kept], 1), torch.cat([down for _, _, down in kept], 0)
 
 
-def of_factors(up: torch.Tensor, down: torch.Tensor, n_most: int | None = None) -> Spectrum:
-    """The spectrum of up · down from thin QR factors and the small core between them.
-
-    QR goes by Cholesky of the Gram matrix in float64 (Golub & Van Loan 5.2.7), whose squared condition is harmless
-    for factors that were float32; where it is not (dependent columns, more columns than rows), by Householder.
+class Product:
+    """up · down in float64, with the Gram matrices of its factors, from which all that is asked of it is computed.
 
     Args:
         up: `(out, k)`.
         down: `(k, in)`.
-        n_most: vectors that are wanted; all singular values come in any case.
     """
+
+    def __init__(self, up: torch.Tensor, down: torch.Tensor):
+        self.dtype, self.up, self.down = up.dtype, up.double(), down.double()
+
+    @functools.cached_property
+    def grams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """upᵀ·up and down·downᵀ, `(k, k)` each."""
+        return self.up.mT @ self.up, self.down @ self.down.mT
+
+    @property
+    def norm(self) -> float:
+        """Its Frobenius norm: ‖up·down‖² = ⟨upᵀup, down·downᵀ⟩."""
+        return math.sqrt(max(0.0, float((self.grams[0] * self.grams[1]).sum())))
+
+    @property
+    def size(self) -> float:
+        """‖up‖·‖down‖, never less than its norm; what cancels in the product counts here."""
+        return math.sqrt(float(self.grams[0].trace()) * float(self.grams[1].trace()))
+
+    def spectrum(self, n_most: int | None = None) -> Spectrum:
+        """Its spectrum in the factors' own type, from thin QR factors and the small core between them.
+
+        QR goes by Cholesky of the Gram matrices in float64 (Golub & Van Loan 5.2.7), whose squared condition is harmless
+        for factors that were float32; where it is not (dependent columns, more columns than rows), by Householder.
+
+        Args:
+            n_most: vectors that are wanted; all singular values come in any case.
+        """
+        import torch
+
+        few = self.up.shape[1] <= min(self.up.shape[0], self.down.shape[1])
+        lower = _cholesky(self.grams[0]) if few else None
+        if lower is None:
+            u, s, vt = _by_householder(self.up, self.down)
+        else:
+            squares, vectors = torch.linalg.eigh(lower.mT @ self.grams[1] @ lower)
+            s = squares.clamp_min(0).sqrt().flip(0)
+            vectors = vectors.flip(1)[:, :n_most]
+            u = self.up @ torch.linalg.solve_triangular(lower.mT, vectors, upper=True)
+            vt = (vectors.mT @ lower.mT) @ self.down
+            vt /= s[: vectors.shape[1], None].clamp_min(1e-8 * float(s[0]) + 1e-300)
+        return Spectrum(u.to(self.dtype), s.to(self.dtype), vt.to(self.dtype))
+
+
+def of_factors(up: torch.Tensor, down: torch.Tensor, n_most: int | None = None) -> Spectrum:
+    """The spectrum of up · down; see `Product.spectrum`."""
+    return Product(up, down).spectrum(n_most)
+
+
+def _cholesky(gram: torch.Tensor) -> torch.Tensor | None:
+    """L of upᵀup = L·Lᵀ in float64; None where the columns of up are too nearly dependent for it."""
     import torch
 
-    lower = _cholesky(up) if up.shape[1] <= min(up.shape[0], down.shape[1]) else None
-    if lower is None:
-        return _by_householder(up, down)
-    core = lower.mT @ down.double()
-    squares, vectors = torch.linalg.eigh(core @ core.mT)
-    s = squares.clamp_min(0).sqrt().flip(0)
-    vectors = vectors.flip(1)[:, :n_most]
-    u = up.double() @ torch.linalg.solve_triangular(lower.mT, vectors, upper=True)
-    vt = (vectors.mT @ core) / s[: vectors.shape[1], None].clamp_min(1e-8 * float(s[0]) + 1e-300)
-    return Spectrum(u.to(up.dtype), s.to(up.dtype), vt.to(up.dtype))
-
-
-def _cholesky(up: torch.Tensor) -> torch.Tensor | None:
-    """L of upᵀup = L·Lᵀ in float64; None where the columns are too nearly dependent for it."""
-    import torch
-
-    wide = up.double()
-    lower, failed = torch.linalg.cholesky_ex(wide.mT @ wide)
+    lower, failed = torch.linalg.cholesky_ex(gram)
     diagonal = lower.diagonal()
     dependent = int(failed) or not diagonal.numel() or float(diagonal.min()) < 1e-6 * float(diagonal.max())
     return None if dependent else lower
 
 
-def _by_householder(up: torch.Tensor, down: torch.Tensor) -> Spectrum:
+def _by_householder(up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     import torch
 
     q_up, r_up = torch.linalg.qr(up)
     q_down, r_down = torch.linalg.qr(down.mT)
     u, s, vt = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
-    return Spectrum(q_up @ u, s, vt @ q_down.mT)
+    return q_up @ u, s, vt @ q_down.mT
 
 
 def singular_values(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -110,7 +141,7 @@ def singular_values(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     """
     import torch
 
-    gram_up, gram_down = (up.double().mT @ up.double()), (down.double() @ down.double().mT)
+    gram_up, gram_down = Product(up, down).grams
     values, vectors = torch.linalg.eigh(gram_up)
     root = vectors * values.clamp_min(0).sqrt()
     core = root.mT @ gram_down @ root

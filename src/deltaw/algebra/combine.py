@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ class Sum:
     dense: torch.Tensor | None
     bias: torch.Tensor | None
 
+    @functools.cached_property
+    def product(self) -> lowrank.Product | None:
+        """The factors in float64, made once for all that is computed of them."""
+        return None if self.factors is None else lowrank.Product(*self.factors)
+
     def whole(self) -> torch.Tensor:
         """The dense sum of `shape`."""
         import torch
@@ -57,8 +63,8 @@ class Sum:
 
     def spectrum(self, n_most: int | None, generator: torch.Generator) -> Spectrum:
         """Its singular values and vectors; at most `n_most` of a dense one."""
-        if self.factors is not None:
-            return lowrank.of_factors(*self.factors, n_most)
+        if self.product is not None:
+            return self.product.spectrum(n_most)
         matrix = self.whole().flatten(1)
         return lowrank.of_dense(matrix, min(*matrix.shape, n_most or min(matrix.shape)), generator)
 
@@ -126,9 +132,8 @@ def relate(one: Sum, other: Sum) -> Overlap:
 
 def norm_of(total: Sum) -> float:
     """Frobenius norm of a sum, from the Gram matrices of its factors where it has some."""
-    if total.factors is not None:
-        up, down = (factor.double() for factor in total.factors)
-        return math.sqrt(max(0.0, float(((up.mT @ up) * (down @ down.mT)).sum())))
+    if total.product is not None:
+        return total.product.norm
     return float(total.dense.double().norm()) if total.dense is not None else 0.0
 
 

@@ -59,12 +59,13 @@ class Proof:
     @classmethod
     def of(cls, which: int, wanted: Sum, probes: Probes) -> Proof:
         """The proof of a sum that is weight number `which`."""
-        change = wanted.factors if wanted.factors is not None else wanted.dense
-        if change is None:
+        x = probes.of(math.prod(wanted.shape[1:]), which)
+        if wanted.product is not None:
+            aim, size = _apply((wanted.product.up, wanted.product.down), x, wanted.shape[0]), wanted.product.size
+        elif wanted.dense is not None:
+            aim, size = _apply(wanted.dense, x, wanted.shape[0]), float(wanted.dense.norm())
+        else:
             return cls(which, wanted.shape, None, 0.0, 0.0)
-        aim = _apply(change, probes.of(math.prod(wanted.shape[1:]), which), wanted.shape[0])
-        parts = change if isinstance(change, tuple) else (change,)
-        size = math.prod(float(part.norm()) for part in parts)
         return cls(which, wanted.shape, aim.float(), float(aim.norm()), size)
 
     def compare(self, update: Update | None, probes: Probes) -> tuple[float, float]:
