@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,10 @@ from deltaw.events import Table, Tell, Warn, silent
 LEAST_MEMORY_BYTES = 4e9
 """The bundled base trains in about 1 GB; Stable Diffusion 1.5 in bfloat16 needs some 4 GB."""
 LEAST_DISK_BYTES = 2e9
+KERNEL_SIDE = 1024
+N_KERNELS = 3
+LARGEST_ERROR = 0.02
+"""Of a product in the chosen precision; bfloat16 rounds to about 0.3 %."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Finding:
 
 
 def examine(tell: Tell = silent) -> bool:
-    """Looks at Python, torch, device, precision, memory, disk and cache; True where nothing is a problem."""
+    """Looks at Python, torch, libraries, device, precision, memory, disk and cache; True where nothing is a problem."""
     findings = [look() for look in _LOOKS]
     rows = tuple((f.name, f.value, "ok" if not f.fix else "problem") for f in findings)
     tell(Table("this machine", ("what", "found", ""), rows))
@@ -48,7 +55,18 @@ def _python() -> Finding:
 
 
 def _torch() -> Finding:
-    return Finding("torch", torch.__version__)
+    threads = f"{torch.get_num_threads()} threads on {psutil.cpu_count(logical=False) or psutil.cpu_count()} cores"
+    value = f"{torch.__version__}, {threads}"
+    if torch.version.cuda is None and torch.version.hip is None and shutil.which("nvidia-smi"):
+        return Finding(
+            "torch", value, "an NVIDIA driver is here but this torch is built without CUDA: install the CUDA build"
+        )
+    return Finding("torch", value)
+
+
+def _libraries() -> Finding:
+    names = ("diffusers", "transformers", "safetensors", "pillow")
+    return Finding("libraries", ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names))
 
 
 def _device() -> Finding:
@@ -60,18 +78,43 @@ def _device() -> Finding:
 
 
 def _precision() -> Finding:
+    """The precision that is chosen, after a product in it was compared with float32."""
     try:
-        dtype, why = devices.compute_dtype(devices.choose()[0])
+        device = devices.choose()[0]
     except DeltawError as error:
         return Finding("precision", error.what, "mend the device first")
-    return Finding("precision", f"{str(dtype).removeprefix('torch.')} ({why})")
+    dtype, why = devices.compute_dtype(device)
+    name = str(dtype).removeprefix("torch.")
+    a = torch.randn(KERNEL_SIDE, KERNEL_SIDE, generator=torch.Generator().manual_seed(0)).to(device)
+    exact, found = a @ a, (a.to(dtype) @ a.to(dtype)).float()
+    error = float((found - exact).norm() / exact.norm())
+    if not error < LARGEST_ERROR:  # not a number fails too
+        return Finding("precision", f"{name} ({why}); a product is wrong by {error:.1%}",
+                       "train with --set dtype=float32, and update torch or the driver")  # fmt: skip
+    faster = _seconds(a) / _seconds(a.to(dtype))
+    speed = f", {faster:.1f} times the speed of float32" if dtype is not torch.float32 else ""
+    return Finding("precision", f"{name} ({why}){speed}")
+
+
+def _seconds(a: torch.Tensor) -> float:
+    """Of the quickest of some products."""
+    found = []
+    for _ in range(N_KERNELS):
+        start = time.perf_counter()
+        (a @ a).sum().item()  # the number has to arrive, so that a GPU has finished
+        found.append(time.perf_counter() - start)
+    return min(found)
 
 
 def _memory() -> Finding:
-    memory = psutil.virtual_memory()
-    short = memory.available < LEAST_MEMORY_BYTES
+    try:
+        device = devices.choose()[0]
+    except DeltawError:
+        device = torch.device("cpu")
+    free, bound = devices.available_bytes(device)
+    short = free < LEAST_MEMORY_BYTES
     return Finding(
-        "memory", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",
+        "memory", f"{free / 1e9:.1f} GB {bound}",
         f"close programs: {LEAST_MEMORY_BYTES / 1e9:.0f} GB are needed for bases of common size" if short else "",
     )  # fmt: skip
 
@@ -82,8 +125,16 @@ def _disk() -> Finding:
 
 def _cache() -> Finding:
     root = default_root()
-    existing = next(path for path in (root, *root.parents) if path.exists())
-    return _room(f"cache ({root})", existing)
+    name = f"cache ({root})"
+    existing = next(path for path in (root, *root.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        return Finding(
+            name, f"cannot be written ({error.strerror or error})", "set DELTAW_CACHE to a folder that can be written"
+        )
+    return _room(name, existing)
 
 
 def _room(name: str, path: Path) -> Finding:
@@ -91,4 +142,4 @@ def _room(name: str, path: Path) -> Finding:
     return Finding(name, f"{free / 1e9:.1f} GB free", "free some space" if free < LEAST_DISK_BYTES else "")
 
 
-_LOOKS: tuple[Callable[[], Finding], ...] = (_python, _torch, _device, _precision, _memory, _disk, _cache)
+_LOOKS: tuple[Callable[[], Finding], ...] = (_python, _torch, _libraries, _device, _precision, _memory, _disk, _cache)
