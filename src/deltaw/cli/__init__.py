@@ -27,6 +27,7 @@ app.command(
 # It is read when torch is loaded, which the verbs do.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler talks on standard error otherwise
 
 
 def main() -> None:

@@ -104,6 +104,7 @@ def train(
     config: Config = None,
     settings: Settings = None,
     dry_run: Annotated[bool, Parameter(help="Show the plan and stop.", negative="")] = False,
+    profile: Annotated[bool, Parameter(help="Measure where a step's time goes; see the report.", negative="")] = False,
     strict: Strict = False,
     json: AsJson = False,
     **flags: Any,
@@ -119,8 +120,8 @@ def train(
                 run.dry_run(folder, options.parse(given, settings or (), config), strict=strict, tell=show)
                 return
             run.train(
-                folder, config=config, settings=settings or (), strict=strict, stop_asked=lambda: stop.asked,
-                tell=stop.hears(show), **given,
+                folder, config=config, settings=settings or (), strict=strict, profile=profile,
+                stop_asked=lambda: stop.asked, tell=stop.hears(show), **given,
             )  # fmt: skip
     finally:
         stop.close()

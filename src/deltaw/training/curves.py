@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -36,13 +36,7 @@ DARK = {
 
 def draw(report: Report, colours: dict[str, str]) -> bytes:
     """The three panels in the given colours, on nothing."""
-    style: Any = {
-        "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "deltaw",
-        "text.color": colours["ink"], "axes.labelcolor": colours["ink"], "axes.edgecolor": colours["quiet"],
-        "xtick.color": colours["quiet"], "ytick.color": colours["quiet"], "axes.titlesize": 10.5, "legend.frameon": False,
-        "axes.facecolor": "none", "legend.fontsize": 9,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(_style(colours)):
         figure = Figure(figsize=(11, 3.3), layout="constrained", facecolor="none")
         first, second, third = figure.subplots(1, 3)
         _losses(first, report.losses, colours)
@@ -54,6 +48,33 @@ def draw(report: Report, colours: dict[str, str]) -> bytes:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
+
+
+def draw_shares(parts: Mapping[str, float], colours: dict[str, str]) -> bytes:
+    """Where the time of a step goes: a bar a part, the largest on top, the adapters' own in another colour."""
+    order = sorted(parts, key=lambda part: parts[part])
+    with matplotlib.rc_context(_style(colours)):
+        figure = Figure(figsize=(8, 0.3 * len(order) + 0.3), layout="constrained", facecolor="none")
+        axes = figure.subplots()
+        bars = axes.barh(order, [100 * parts[part] for part in order], height=0.7,
+                         color=[colours["mark" if part == "adapters" else "other"] for part in order])  # fmt: skip
+        axes.bar_label(bars, [f"{100 * parts[part]:.0f} %" for part in order], padding=4, color=colours["ink"])
+        axes.tick_params(length=0, labelcolor=colours["ink"])
+        axes.margins(x=0.08)
+        axes.xaxis.set_visible(False)
+        axes.spines[["bottom", "left"]].set_visible(False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _style(colours: dict[str, str]) -> Any:
+    return {
+        "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "deltaw",
+        "text.color": colours["ink"], "axes.labelcolor": colours["ink"], "axes.edgecolor": colours["quiet"],
+        "xtick.color": colours["quiet"], "ytick.color": colours["quiet"], "axes.titlesize": 10.5, "legend.frameon": False,
+        "axes.facecolor": "none", "legend.fontsize": 9,
+    }  # fmt: skip
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:

@@ -13,13 +13,16 @@ from deltaw import tensorfile
 from deltaw.data.folder import Dataset
 from deltaw.training import curves
 from deltaw.training.plan import Plan
+from deltaw.training.profiling import Shares
 from deltaw.training.report import Report, cost
 
 Table = tuple[str, Sequence[str], list[Sequence[str]]]
 """A heading, the names of the columns, the rows."""
 
 
-def write(path: Path, report: Report, plan: Plan, dataset: Dataset, subtitle: str) -> None:
+def write(
+    path: Path, report: Report, plan: Plan, dataset: Dataset, subtitle: str, shares: Shares | None = None
+) -> None:
     """Writes the page.
 
     Args:
@@ -28,12 +31,18 @@ def write(path: Path, report: Report, plan: Plan, dataset: Dataset, subtitle: st
         plan: every value of it.
         dataset: its pictures.
         subtitle: one line about the run.
+        shares: where the time of a step went, if that was measured.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
     pairs = io.BytesIO()
     report.copies.pairs.save(pairs, "PNG")
+    profile = {
+        name: _base64(curves.draw_shares(shares.parts, colours)) if shares else ""
+        for name, colours in (("light", curves.LIGHT), ("dark", curves.DARK))
+    }
     page = template.render(
+        profile=profile, shares=shares,
         name=report.file.stem, subtitle=subtitle, report=report, sheet=_base64(report.sheet.read_bytes()),
         light=_base64(curves.draw(report, curves.LIGHT)), dark=_base64(curves.draw(report, curves.DARK)),
         pairs=_base64(pairs.getvalue()), tables=_tables(report, plan, dataset),

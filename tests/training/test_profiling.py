@@ -1,0 +1,74 @@
+"""Where a step's time goes: measured in the run, said in a sentence, shown in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import deltaw
+from deltaw.events import Event, Note
+from deltaw.training import profiling
+
+SETTINGS = ("sample_steps=1", "snapshots=1", 'prompts=["a house"]', "dtype=float32")
+
+
+def run(folder: Path, base: Path, out: Path, steps: int) -> tuple[deltaw.Report, list[str]]:
+    heard: list[Event] = []
+    report = deltaw.train(folder, base=str(base), out=out, settings=SETTINGS, steps=steps, batch=2, rank=2, lr=1e-2,
+                          profile=True, tell=heard.append)  # fmt: skip
+    return report, [e.text for e in heard if isinstance(e, Note)]
+
+
+def test_a_run_says_where_its_time_goes(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    report, notes = run(pictures(3), tiny_base, tmp_path / "out", 6)
+    (sentence,) = [text for text in notes if text.startswith("a step takes")]
+    for part in ("% attention", "% adapters", "% waiting for data", "% convolutions"):
+        assert part in sentence
+    page = (report.folder / "report.html").read_text()
+    assert "Where a step" in page
+    assert sentence in page
+
+
+def test_a_run_too_short_says_so(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
+    report, notes = run(pictures(3), tiny_base, tmp_path / "out", 3)
+    assert "no profile: it takes 5 steps" in notes
+    assert "Where a step" not in (report.folder / "report.html").read_text()
+
+
+def event(*names: str, shapes: list[list[int]] | None = None, us: float = 1.0, at: float = 0.0) -> SimpleNamespace:
+    """An operation called by others, innermost first."""
+    parent = event(*names[1:]) if len(names) > 1 else None
+    return SimpleNamespace(
+        name=names[0], cpu_parent=parent, input_shapes=shapes, self_cpu_time_total=us, self_device_time_total=0.0,
+        time_range=SimpleNamespace(start=at, end=at + us),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "part"),
+    [
+        (event("aten::_scaled_dot_product_flash_attention_for_cpu_backward"), "attention"),
+        (event("aten::mm", "_LowRankProductBackward", shapes=[[64, 8], [8, 320]]), "adapters"),
+        (event("aten::addmm", "_LowRankProduct", shapes=[[320], [64, 320], [320, 320]]), "linear layers"),
+        (event("aten::mm", "aten::linear", shapes=[[8, 320], [320, 1280]]), "linear layers"),
+        (event("aten::mkldnn_convolution", "aten::conv2d"), "convolutions"),
+        (event("aten::native_group_norm"), "normalisation"),
+        (event("aten::cat", "aten::stack"), "waiting for data"),
+        (event("aten::cat"), "elementwise and copies"),
+        (event("aten::_fused_adamw_", "Optimizer.step#AdamW.step"), "optimizer"),
+    ],
+)
+def test_every_operation_has_its_part(found: SimpleNamespace, part: str) -> None:
+    assert profiling.part_of(found, rank=8) == part
+
+
+def test_shares_are_of_the_wall_clock() -> None:
+    events = [event("aten::conv2d", us=30.0), event("aten::mm", us=30.0, at=70.0)]
+    shares = profiling.shares_of(events, rank=4)
+    assert shares.parts["convolutions"] == pytest.approx(0.3)
+    assert shares.parts["Python and waiting"] == pytest.approx(0.4)
+    assert sum(shares.parts.values()) == pytest.approx(1.0)
+    assert "40 % Python and waiting, 30 % convolutions" in shares.sentence()
