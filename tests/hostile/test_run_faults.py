@@ -226,12 +226,12 @@ def test_row_34_what_a_killed_process_was_writing_is_removed(pictures: Folder, t
     state = tmp_path / "out" / "state"
     state.mkdir(parents=True)
     (state / ".state.safetensors.abc.part").write_bytes(b"half")
+    (tmp_path / "out" / ".run.toml.abc.part").write_bytes(b"half")
     (tmp_path / "out" / "events.jsonl").write_text('{"event": "ste')
     with pytest.raises(InputError, match="ended before its first save"):
         train(pictures(3), tiny_base, tmp_path / "out", resume=True)
     train(tmp_path / "blocks", tiny_base, tmp_path / "out")
-    assert not list(state.glob("*.part"))
-    assert not list(state.glob(".*.part"))
+    assert not list((tmp_path / "out").rglob(".*.part"))
     lines = (tmp_path / "out" / "events.jsonl").read_text().splitlines()
     assert all(json.loads(line) for line in lines[1:]), "a torn line spoils no other"
 

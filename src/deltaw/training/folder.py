@@ -17,6 +17,9 @@ from deltaw.errors import InputError, UsageError
 from deltaw.events import Event, Tell, Warn, as_json
 from deltaw.training.plan import Value
 
+TORN = ".*.part"
+"""What `deltaw.atomic` writes before a file gets its name; a killed process leaves it behind."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -105,7 +108,7 @@ def _only_begun(folder: RunFolder) -> bool:
     """Whether nothing is there but what a run writes until its first save, which is a snapshot and then the state."""
     snapshots = folder.snapshot(0).parent
     begun = {folder.config.name, folder.events.name, folder.state.parent.name, snapshots.name}
-    names = {entry.name for entry in folder.path.iterdir()}
+    names = {entry.name for entry in folder.path.iterdir()} - {torn.name for torn in folder.path.glob(TORN)}
     if folder.state.exists() or not names <= begun:
         return False
     return snapshots.name not in names or (folder.pictures.is_file() and len(list(snapshots.glob("[!.]*"))) <= 1)
@@ -132,7 +135,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
                          expected="permission to write", advice="give another --out") from error  # fmt: skip
     try:
         for part in (folder.path, folder.state.parent, folder.snapshot(0).parent):
-            for torn in part.glob(".*.part"):
+            for torn in part.glob(TORN):
                 torn.unlink(missing_ok=True)
         yield
     finally:
