@@ -63,6 +63,9 @@ class TrainOptions(BaseModel):
     caption_dropout: float | None = _option("Share of captions replaced by the empty one.", ge=0, lt=1)
     min_snr_gamma: float | None = _option("min-SNR weighting (arXiv 2303.09556); 0 is off.", ge=0)
     held_out: int | None = _option("Pictures kept out of training to measure with.", ge=0)
+    duplicates: Literal["count", "once"] | None = _option(
+        "Pictures that look alike: each counts, or of every group only the first is used."
+    )
     snapshots: int | None = _option("How many times the run is saved and judged, the end included.", ge=1)
     stop: bool | None = _option("End the run early where further steps have stopped paying.")
     until: int | None = _option("Step that is reached whatever the curve says; no early stop before it.", ge=0)

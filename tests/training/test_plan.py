@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from deltaw import options
 from deltaw.data import folder
+from deltaw.data.folder import Dataset, Picture
 from deltaw.errors import UsageError
 from deltaw.families import sd
-from deltaw.training import plan
+from deltaw.training import plan, run
 from deltaw.zoo import bundled_base
 
 
@@ -40,12 +42,40 @@ def test_min_snr_is_on_for_a_base_that_predicts_noise(pictures: Callable[..., Pa
 def test_a_tenth_is_held_out_where_there_is_enough(n: int, held_out: int) -> None:
     count, _ = plan._held_out_default(n)
     assert count == held_out
-    assert len(plan._held_out(count, n)) == held_out
+    assert len(plan._held_out(count, range(n), _files(n))) == held_out
+
+
+def _files(n: int, same: int = 0) -> Dataset:
+    """n pictures, the first `same` of which are one file."""
+    digests = ["same"] * same + [f"digest {i}" for i in range(same, n)]
+    pictures = tuple(Picture(Path(f"{i}.png"), f"{i}.png", d, (64, 64), "", "none", ()) for i, d in enumerate(digests))
+    return Dataset(Path(), pictures, (), 0, ())
+
+
+def test_no_copy_of_a_trained_picture_is_held_out() -> None:
+    assert set(plan._held_out(2, range(12), _files(12, same=8))) <= {8, 9, 10, 11}
+    assert len(plan._held_out(2, range(12), _files(12, same=12))) == 2  # all are one file: there is no other choice
+
+
+def test_of_pictures_that_look_alike_the_first_is_used_where_asked(
+    pictures: Callable[..., Path], tiny_base: Path
+) -> None:
+    folder = pictures(5)
+    with Image.open(folder / "p01.png") as image:
+        image.resize((96, 96)).save(folder / "p01 larger.png")
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "p04 mirrored.png")
+    counted = make(folder, tiny_base)
+    assert len(counted.training) == 7
+    given = options.parse({"base": str(tiny_base)}, ["duplicates=once"])
+    _, dataset, once = run.look(folder, given, strict=False, tell=lambda _: None)
+    names = {dataset.pictures[i].name for i in once.training}
+    assert names == {"p00.png", "p01 larger.png", "p02.png", "p03.png", "p04.png"}
+    assert once.notes[0] == "p01.png, p04 mirrored.png: left out, since p01 larger.png shows the same"
 
 
 def test_holding_everything_out_is_refused() -> None:
     with pytest.raises(UsageError, match="no picture to train on"):
-        plan._held_out(3, 3)
+        plan._held_out(3, range(3), _files(3))
 
 
 @pytest.mark.parametrize(

@@ -138,29 +138,38 @@ def _same_files(pictures: Sequence[Picture]) -> Iterator[Finding]:
             differ = ", with different captions" if len({p.caption for p in group}) > 1 else ""
             text = f"{len(group)} times the same file{differ}"
             yield Finding(
-                "same file", tuple(p.name for p in group), text, "keep one: each counts as a picture of its own"
+                "same file",
+                tuple(p.name for p in group),
+                text,
+                "keep one, or --set duplicates=once: each counts as a picture of its own",
             )
 
 
 def _alike(pairs: Sequence[tuple[Picture, Looks]]) -> Iterator[Finding]:
     """Groups of different files that show the same: resized, recompressed or mirrored copies."""
-    leader = list(range(len(pairs)))
+    for group in alike([seen for _, seen in pairs]):
+        names = tuple(pairs[index][0].name for index in group)
+        text = f"{len(names)} pictures look alike: resized, recompressed or mirrored copies?"
+        advice = "keep the best one, or --set duplicates=once, unless they differ in what matters"
+        yield Finding("look alike", names, text, advice)
+
+
+def alike(looks: Sequence[Looks]) -> list[list[int]]:
+    """Groups of positions that show the same, each in order; pictures like no other are in none."""
+    leader = list(range(len(looks)))
 
     def lead(index: int) -> int:
         while leader[index] != index:
             index = leader[index]
         return index
 
-    for i, j in _alike_pairs([seen for _, seen in pairs]):
+    for i, j in _alike_pairs(looks):
         low, high = sorted((lead(i), lead(j)))
         leader[high] = low
-    groups: dict[int, list[str]] = defaultdict(list)
-    for index, (picture, _) in enumerate(pairs):
-        groups[lead(index)].append(picture.name)
-    for names in groups.values():
-        if len(names) > 1:
-            text = f"{len(names)} pictures look alike: resized, recompressed or mirrored copies?"
-            yield Finding("look alike", tuple(names), text, "keep the best one, unless they differ in what matters")
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(looks)):
+        groups[lead(index)].append(index)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _alike_pairs(looks: Sequence[Looks]) -> Iterator[tuple[int, int]]:

@@ -55,6 +55,7 @@ class Settings:
     clip: float
     caption_dropout: float
     min_snr_gamma: float
+    duplicates: str
     held_out: int
     snapshots: int
     stop: bool
@@ -112,19 +113,27 @@ class _Chooser:
         return self.values[name].value
 
 
-def make(given: Given, base: StableDiffusion, dataset: Dataset) -> Plan:
+def make(given: Given, base: StableDiffusion, dataset: Dataset, alike: Sequence[Sequence[int]] = ()) -> Plan:
     """Chooses every value of the run. Pure: it reads and writes no file.
+
+    Args:
+        given: what the user asked for.
+        base: opened.
+        dataset: the pictures.
+        alike: groups of pictures of which only the first is used.
 
     Raises:
         UsageError: values that contradict each other or the base.
     """
-    n = len(dataset.pictures)
+    left_out = {index for group in alike for index in group[1:]}
+    used = [i for i in range(len(dataset.pictures)) if i not in left_out]
     choose = _Chooser(given, base.folder.recommended.get("train", {}))
     trigger = choose.pick("trigger", "", "no trigger word was given; captions stay as they are", "default")
     captions = tuple(with_trigger(p.caption, trigger) for p in dataset.pictures)
     _choose_model(choose, base)
-    held_out = _held_out(choose.pick("held_out", *_held_out_default(n)), n)
-    training = tuple(i for i in range(n) if i not in held_out)
+    choose.pick("duplicates", "count", "every file is a picture of its own", "default")
+    held_out = _held_out(choose.pick("held_out", *_held_out_default(len(used))), used, dataset)
+    training = tuple(i for i in used if i not in held_out)
     sizes = _buckets(choose, base, dataset)
     device, _ = devices.choose(choose.values["device"].value if choose.values["device"].value != "auto" else None)
     _choose_length(choose, base, len(training), device)
@@ -137,7 +146,7 @@ def make(given: Given, base: StableDiffusion, dataset: Dataset) -> Plan:
     for index in training:
         members.setdefault(sizes[index], []).append(index)
     sampler = Sampler(members, settings.batch, settings.seed)
-    notes = [*_caption_notes(captions), *_sampler_notes(sampler, settings)]
+    notes = [*_duplicate_notes(dataset, alike), *_caption_notes(captions), *_sampler_notes(sampler, settings)]
     return Plan(
         settings, choose.values, captions, sizes, training, held_out, sampler, marks(settings.steps, settings.snapshots),
         tuple(notes),
@@ -209,13 +218,16 @@ def _held_out_default(n: int) -> tuple[int, str]:
     return min(8, max(1, round(n / 10))), "a tenth, to see learning from memorising"
 
 
-def _held_out(count: int, n: int) -> tuple[int, ...]:
-    """Evenly spread over the sorted pictures, so that one folder's names do not decide."""
-    if count >= n:
+def _held_out(count: int, used: Sequence[int], dataset: Dataset) -> tuple[int, ...]:
+    """Evenly spread over the sorted pictures, so that one folder's names do not decide; none whose copy is trained on."""
+    if count >= len(used):
         raise UsageError(
-            f"held_out = {count} leaves no picture to train on", where="held_out", expected=f"less than {n}"
+            f"held_out = {count} leaves no picture to train on", where="held_out", expected=f"less than {len(used)}"
         )
-    return tuple(sorted({round((i + 0.5) * n / count - 0.5) for i in range(count)})) if count else ()
+    copies = Counter(dataset.pictures[i].digest for i in used)
+    single = [i for i in used if copies[dataset.pictures[i].digest] == 1]
+    among = single if len(single) > count else used
+    return tuple(sorted({among[round((i + 0.5) * len(among) / count - 0.5)] for i in range(count)})) if count else ()
 
 
 def _buckets(choose: _Chooser, base: StableDiffusion, dataset: Dataset) -> tuple[tuple[int, int], ...]:
@@ -244,6 +256,11 @@ def common_ending(captions: Sequence[str]) -> str:
     endings = Counter(os.fspath(c).rpartition(",")[2].strip() for c in captions if c)
     ending, count = endings.most_common(1)[0] if endings else ("", 0)
     return ending if len(captions) > 1 and count > 0.8 * len(captions) else ""
+
+
+def _duplicate_notes(dataset: Dataset, alike: Sequence[Sequence[int]]) -> list[str]:
+    names = [[dataset.pictures[i].name for i in group] for group in alike]
+    return [f"{', '.join(others)}: left out, since {first} shows the same" for first, *others in names]
 
 
 def _caption_notes(captions: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from deltaw import device as devices
 from deltaw import families, options, zoo
-from deltaw.data import feed
+from deltaw.data import feed, lint, looks
 from deltaw.data import folder as pictures_folder
 from deltaw.data.cache import Cache, default_root
 from deltaw.data.folder import Dataset
@@ -98,7 +98,9 @@ def look(folder: Path, given: Given, *, strict: bool, tell: Tell) -> tuple[sd.St
         raise InputError(f"--strict: {len(skipped)} pictures cannot be used ({'; '.join(skipped[:5])})", where=folder)
     for line in skipped:
         tell(Warn(f"skipped {line}"))
-    made = plan.make(given, base, dataset)
+    once = given.options.duplicates == "once"
+    alike = lint.alike(tuple(looks.look_at(dataset.pictures, tell))) if once else ()
+    made = plan.make(given, base, dataset, alike)
     _tell_plan(made, dataset, tell)
     return base, dataset, made
 
