@@ -1,6 +1,6 @@
 """The plain peft loop that DeltaW is compared with: peft injected into diffusers' UNet, nothing else.
 
-    python -m benchmarks.plain_peft FOLDER OUT.safetensors [--steps 150] [--batch 16] [--lr 1e-3] [--rank 8]
+    python -m benchmarks.plain_peft FOLDER OUT.safetensors [--base FOLDER] [--px 128] [--steps 150] [--batch 16] [--lr 1e-3]
 
 Latents and text embeddings are encoded once, as any sensible loop does; precision is bfloat16 where
 the CPU has it; sampling, times and noise are uniform, the rate is constant, AdamW as torch ships it.
@@ -19,6 +19,7 @@ from peft.utils import get_peft_model_state_dict
 from benchmarks.held_out import CPU
 from deltaw import device, tensorfile
 from deltaw.data import folder, image
+from deltaw.diffusion.objective import mix
 from deltaw.families import sd
 from deltaw.zoo import bundled_base
 
@@ -27,13 +28,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--base", type=Path, default=bundled_base())
+    parser.add_argument("--px", type=int)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--rank", type=int, default=8)
     args = parser.parse_args()
-    base = sd.open_base(bundled_base())
-    latents, texts = encode(base, args.folder)
+    base = sd.open_base(args.base)
+    latents, texts = encode(base, args.folder, args.px or base.resolution_px)
     dtype, _ = device.compute_dtype(CPU)
     unet = base.denoiser(CPU, dtype)
     unet.add_adapter(
@@ -51,7 +54,7 @@ def main() -> None:
         times = torch.randint(base.schedule.n_times, (args.batch,))
         a, s = base.schedule.at(times)
         e = torch.randn(args.batch, *latents.shape[1:])
-        x, target = a * latents[chosen] + s * e, a * e - s * latents[chosen]
+        x, target = mix(latents[chosen], e, a, s), base.objective.target(latents[chosen], e, a, s)
         prediction = base.denoise(unet, x.to(dtype), times, texts[chosen].to(dtype))
         torch.nn.functional.mse_loss(prediction.float(), target).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -62,10 +65,9 @@ def main() -> None:
     tensorfile.write(args.out, state)
 
 
-def encode(base: sd.StableDiffusion, pictures: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(base: sd.StableDiffusion, pictures: Path, side: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents (n, c, h, w) and texts (n, n_tok, width) of a folder."""
     dataset = folder.scan(pictures)
-    side = base.resolution_px
     encode_image, encode_text = base.image_encoder(CPU), base.text_encoder(CPU)
     pixels = [image.fit(image.load(p.path), (side, side)) for p in dataset.pictures]
     latents = torch.cat([encode_image(p[None]) for p in pixels])
