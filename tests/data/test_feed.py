@@ -13,6 +13,7 @@ import torch
 from deltaw.data import feed
 from deltaw.data.cache import Cache
 from deltaw.data.folder import scan
+from deltaw.errors import DeltawError
 from deltaw.events import Event, Phase
 from deltaw.families import sd
 
@@ -113,3 +114,19 @@ def test_a_half_written_entry_is_made_again(folder: Path, tiny_base: Path, tmp_p
     again, encoded = fill(tiny_base, folder, tmp_path / "cache")
     assert sum(encoded.values()) == 1
     assert all(torch.equal(a, b) for a, b in zip(first.latents, again.latents, strict=True))
+
+
+def test_what_does_not_fit_in_memory_is_read_again(
+    folder: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = fill(tiny_base, folder, tmp_path / "cache")
+    monkeypatch.setattr(feed, "HELD_BYTES", whole.latents[0].nbytes * 2)
+    data, encoded = fill(tiny_base, folder, tmp_path / "cache")
+    assert encoded == {}
+    assert all(torch.equal(a, b) for a, b in zip(data.latents, whole.latents, strict=True))
+    assert torch.equal(data.latents[-1], whole.latents[3])
+    assert all(torch.equal(data.texts[t], whole.texts[t]) for t in whole.texts)
+    shutil.rmtree(tmp_path / "cache")
+    assert torch.equal(data.latents[0], whole.latents[0]), "held"
+    with pytest.raises(DeltawError, match="removed while it was in use"):
+        _ = data.latents[3]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import safetensors.torch
 
@@ -21,7 +21,7 @@ from deltaw.errors import DeltawError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Cache", "default_root", "key"]
+__all__ = ["Cache", "Entries", "default_root", "key"]
 
 CODE_VERSION = "1"
 """Raise it when the preparation of pictures or captions changes; every older entry is then unused."""
@@ -86,6 +86,62 @@ class Cache:
 
     def _path(self, key: str) -> Path:
         return self.root / key[:2] / key[2:]
+
+
+class Entries(Sequence["torch.Tensor"]):
+    """One tensor of each of many entries: held up to a budget, the others read whenever they are asked for.
+
+    Args:
+        cache: where all of them lie.
+        keys: of the entries.
+        name: of the tensor in each.
+        budget_bytes: what may stay in memory.
+    """
+
+    def __init__(self, cache: Cache, keys: Sequence[str], name: str, budget_bytes: int):
+        self._cache, self._keys, self._name, self._left = cache, keys, name, budget_bytes
+        self._held: dict[int, torch.Tensor] = {}
+
+    def hold(self, index: int, tensor: torch.Tensor) -> None:
+        """Keeps a tensor that is there already, while the budget lasts."""
+        if tensor.nbytes <= self._left:
+            self._left -= tensor.nbytes
+            self._held[index] = tensor
+
+    def check(self) -> list[int]:
+        """Reads every entry once, holding what fits; gives the indices of those that are absent or damaged."""
+        missing = []
+        for index, key in enumerate(self._keys):
+            entry = self._cache.get(key)
+            if entry is None:
+                missing.append(index)
+            else:
+                self.hold(index, entry[self._name])
+        return missing
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[torch.Tensor]: ...
+    def __getitem__(self, index: int | slice) -> torch.Tensor | list[torch.Tensor]:
+        """A tensor, or several.
+
+        Raises:
+            DeltawError: an entry was removed from the cache since it was checked.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        if index in self._held:
+            return self._held[index]
+        entry = self._cache.get(self._keys[index])
+        if entry is None:
+            raise DeltawError("an entry of the cache was removed while it was in use", where=self._cache.root,
+                              advice="leave the cache alone during a run; --resume makes the entry again")  # fmt: skip
+        return entry[self._name]
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 def _checksum(body: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from deltaw import device as devices
 from deltaw.data import image
-from deltaw.data.cache import Cache, key
+from deltaw.data.cache import Cache, Entries, key
 from deltaw.data.folder import Picture
 from deltaw.errors import InputError
 from deltaw.events import Phase, Tell, Tick
 from deltaw.families.sd import StableDiffusion
 
 TEXT_BATCH = 32
+HELD_BYTES = 1 << 30
+"""Latents, and again texts, that stay in memory; what is beyond is read from the cache in every step that needs it."""
 ENCODED_IN = "float32"
 """The encoders' precision, whatever the network's (`StableDiffusion.image_encoder`, `text_encoder`)."""
 
@@ -33,7 +35,7 @@ class Feed:
     """
 
     latents: Sequence[Tensor]
-    texts: dict[str, Tensor]
+    texts: Mapping[str, Tensor]
     captions: Sequence[str]
 
 
@@ -63,11 +65,13 @@ def fill(
 def _latents(
     base: StableDiffusion, pictures: Sequence[Picture], sizes_px: Sequence[tuple[int, int]], device: torch.device,
     cache: Cache, tell: Tell,
-) -> list[Tensor]:  # fmt: skip
+) -> Entries:  # fmt: skip
     digest = base.folder.digest("vae")
-    keys = [key("latent", digest, ENCODED_IN, p.digest, f"{w}x{h}") for p, (w, h) in zip(pictures, sizes_px, strict=True)]
-    found = [cache.get(name) for name in keys]
-    missing = [i for i, entry in enumerate(found) if entry is None]
+    keys = [
+        key("latent", digest, ENCODED_IN, p.digest, f"{w}x{h}") for p, (w, h) in zip(pictures, sizes_px, strict=True)
+    ]
+    found = Entries(cache, keys, "latent", HELD_BYTES)
+    missing = found.check()
     if missing:
         tell(Phase("encode pictures", len(missing), "pictures"))
         encode = base.image_encoder(device)
@@ -77,26 +81,41 @@ def _latents(
             if not torch.isfinite(latent).all():
                 raise InputError("the VAE made non-finite latents of this picture", where=pictures[i].name,
                                  advice="use a VAE that is sound in float32")  # fmt: skip
-            found[i] = {"latent": latent}
             cache.put(keys[i], {"latent": latent})
+            found.hold(i, latent)
             tell(Tick(n + 1, pictures[i].name))
-    return [entry["latent"] for entry in found if entry is not None]
+    return found
 
 
-def _texts(
-    base: StableDiffusion, texts: Sequence[str], device: torch.device, cache: Cache, tell: Tell
-) -> dict[str, Tensor]:
+def _texts(base: StableDiffusion, texts: Sequence[str], device: torch.device, cache: Cache, tell: Tell) -> Texts:
     digest, words = base.folder.digest("text_encoder"), base.folder.tokenizer_digest()
-    keys = {text: key("text", digest, words, ENCODED_IN, text) for text in texts}
-    found = {text: cache.get(name) for text, name in keys.items()}
-    missing = [text for text, entry in found.items() if entry is None]
+    keys = [key("text", digest, words, ENCODED_IN, text) for text in texts]
+    found = Entries(cache, keys, "embedding", HELD_BYTES)
+    missing = found.check()
     if missing:
         tell(Phase("encode captions", len(missing), "captions"))
         encode = base.text_encoder(device)
         for start in range(0, len(missing), TEXT_BATCH):
             group = missing[start : start + TEXT_BATCH]
-            for text, embedding in zip(group, encode(group), strict=True):
-                found[text] = {"embedding": embedding.clone()}
-                cache.put(keys[text], {"embedding": embedding.clone()})
+            for i, embedding in zip(group, encode([texts[i] for i in group]), strict=True):
+                cache.put(keys[i], {"embedding": embedding.clone()})
+                found.hold(i, embedding.clone())
             tell(Tick(min(start + TEXT_BATCH, len(missing))))
-    return {text: entry["embedding"] for text, entry in found.items() if entry is not None}
+    return Texts(texts, found)
+
+
+class Texts(Mapping[str, Tensor]):
+    """Text to its embedding (n_tok, width)."""
+
+    def __init__(self, texts: Sequence[str], embeddings: Sequence[Tensor]):
+        self._at = {text: i for i, text in enumerate(texts)}
+        self._embeddings = embeddings
+
+    def __getitem__(self, text: str) -> Tensor:
+        return self._embeddings[self._at[text]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._at)
+
+    def __len__(self) -> int:
+        return len(self._at)

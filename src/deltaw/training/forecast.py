@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from deltaw import device as devices
+from deltaw.data import feed
 from deltaw.families.blueprint import Blueprint
 from deltaw.families.sd import StableDiffusion
 from deltaw.training import asking, memory
@@ -81,7 +82,7 @@ def make(base: StableDiffusion, made: Plan, **changes: Any) -> Forecast:
     graph = measure(Blueprint(base.folder.configs), work)
     read = memory.feed_bytes(base, made)
     held = devices.rss_bytes()
-    needs = memory.needs(graph, work, made.settings.optimizer, read, memory.file_bytes(base))
+    needs = memory.needs(graph, work, made.settings.optimizer, min(read, 2 * feed.HELD_BYTES), memory.file_bytes(base))
     return Forecast(work, graph, needs, held, _disk(graph, made, read))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,14 +49,9 @@ class Sampler:
         members = self.buckets[bucket]
         first = turn * self.batch
         return [
-            members[self._shuffled(bucket, i // len(members))[i % len(members)]]
+            members[_shuffled(self.seed, bucket, i // len(members), len(members))[i % len(members)]]
             for i in range(first, first + self.batch)
         ]
-
-    def _shuffled(self, bucket: tuple[int, int], turn: int) -> np.ndarray:
-        # SeedSequence mixes its words, so neighbouring rounds are unrelated
-        random = np.random.default_rng([self.seed, *bucket, turn])
-        return random.permutation(len(self.buckets[bucket]))
 
     def visits(self, n_steps: int) -> dict[int, int]:
         """Picture index to how often n_steps steps visit it: what the plan promises."""
@@ -64,3 +60,10 @@ class Sampler:
             for index in self.pictures(bucket, turn):
                 count[index] += 1
         return count
+
+
+@functools.lru_cache(maxsize=64)
+def _shuffled(seed: int, bucket: tuple[int, int], turn: int, n: int) -> np.ndarray:
+    """Round `turn` over a bucket's `n` pictures; kept, since a shuffle of a million takes longer than a step may wait."""
+    # SeedSequence mixes its words, so neighbouring rounds are unrelated
+    return np.random.default_rng([seed, *bucket, turn]).permutation(n)
