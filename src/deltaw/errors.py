@@ -6,6 +6,7 @@ what to do. The command prints it with `render`; nothing else formats errors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 EXIT_OK = 0
@@ -74,6 +75,15 @@ class ManyErrors(DeltawError):
         super().__init__(what)
 
 
+_STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters but for the line end, and those that turn the direction of writing."""
+
+
+def plain(text: str) -> str:
+    """Text without what steers a terminal: names in files may hold it."""
+    return _STEERING.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def render(error: DeltawError) -> str:
     """The error as the lines that a user reads: what (where), expected, advice."""
     head = f"{error.what}: {error.where}" if error.where else error.what
@@ -84,7 +94,7 @@ def render(error: DeltawError) -> str:
         lines.append(f"  do: {error.advice}")
     for inner in getattr(error, "errors", ()):
         lines += [f"  - {line}" if i == 0 else f"    {line}" for i, line in enumerate(render(inner).splitlines())]
-    return "\n".join(lines)
+    return plain("\n".join(lines))
 
 
 def refuse_all(what: str, errors: list[DeltawError]) -> None:

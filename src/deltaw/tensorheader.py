@@ -18,6 +18,8 @@ from deltaw.errors import InputError
 MAX_HEADER_BYTES = 100_000_000
 """safetensors' own cap; a larger header is not a model, whatever it says."""
 
+_MOST_DIMENSIONS = 16
+
 DTYPE_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
@@ -80,9 +82,31 @@ def read_header(path: str | Path) -> Header:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"duplicate key {next(n for n in names if names.count(n) > 1)!r}")
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"duplicate key {twice[:80]!r}")
     return found
+
+
+_KINDS = {
+    b"GGUF": "a GGUF file, whose numbers are quantised", b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7-Zip archive", b"Rar!": "a RAR archive",
+    b"\x89PNG": "a picture", b"\xff\xd8\xff": "a picture", b"RIFF": "a picture", b"\x93NUMPY": "a NumPy file", b"\x89HDF": "an HDF5 file (Keras)",
+    b"\x08\x00\x00\x00TFL": "a TensorFlow Lite file",
+}  # fmt: skip
+"""First bytes to what such a file is."""
+
+
+def _strange(start: bytes) -> tuple[str, str]:
+    """What a file is by its first bytes, and what to do; empty for nothing that is known."""
+    for magic, kind in _KINDS.items():
+        if start.startswith(magic):
+            return f"this is {kind}", "unpack it" if "archive" in kind else "get the .safetensors version"
+    if not any(start):
+        return "the file begins with nothing but zeros, as one whose download was begun", "download it again"
+    text = start[:200].decode("utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", "ignore").strip()
+    if text and text.isprintable() and len(text) >= len(start[:200]) // 3:
+        return f"this is text ({text[:60]!r}), not a tensor file", "look at it: a server's answer, perhaps"
+    return "", ""
 
 
 def _not_safetensors(path: Path, size: int, head: bytes, start: bytes) -> InputError:
@@ -100,7 +124,8 @@ def _not_safetensors(path: Path, size: int, head: bytes, start: bytes) -> InputE
     elif size > 8 and int.from_bytes(head, "little") > size - 8 and start[8:9] == b"{":
         what, advice = f"the header is cut off: {size} bytes are not all of it", "download it again"
     else:
-        what, advice = f"this is no safetensors file ({size} bytes)", "check what was given"
+        what, advice = _strange(start)
+        what, advice = what or f"this is no safetensors file ({size} bytes)", advice or "check what was given"
     return InputError(what, where=path, expected="a safetensors file", advice=advice)
 
 
@@ -113,14 +138,22 @@ def _checked(path: Path, listing: dict[str, Any], data_start: int, n_data: int) 
     tensors: dict[str, TensorInfo] = {}
     for name, entry in listing.items():
         try:
-            begin, end = (int(x) for x in entry["data_offsets"])
-            info = TensorInfo(entry["dtype"], tuple(int(n) for n in entry["shape"]), begin, end)
+            begin, end = entry["data_offsets"]
+            info = TensorInfo(str(entry["dtype"]), tuple(entry["shape"]), begin, end)
+            if len(info.shape) > _MOST_DIMENSIONS or any(type(n) is not int for n in (begin, end, *info.shape)):
+                raise TypeError("shape and offsets are no short lists of whole numbers")
         except (TypeError, KeyError, ValueError) as error:
-            raise InputError(f"tensor {name!r} is not described properly ({error!r})", where=path) from error
+            raise InputError(
+                f"tensor {name[:80]!r} is not described properly ({str(error)[:80]})",
+                where=path,
+                advice="download it again",
+            ) from error
         width = DTYPE_BYTES.get(info.dtype)
         if width is None:
             raise InputError(
-                f"tensor {name!r} has the unknown dtype {info.dtype!r}", where=path, advice="convert it to F16 or F32"
+                f"tensor {name[:80]!r} has the unknown dtype {info.dtype[:20]!r}",
+                where=path,
+                advice="convert it to F16 or F32",
             )
         if min((begin, *info.shape)) < 0 or end - begin != width * prod(info.shape):
             raise InputError(

@@ -17,6 +17,7 @@ from deltaw.delta import Delta, Update
 from deltaw.errors import DeltawError, InputError, ManyErrors
 from deltaw.verbs.bake import bake
 from deltaw.verbs.check import check
+from deltaw.verbs.convert import convert
 from deltaw.verbs.inspect import inspect
 from deltaw.verbs.merge import merge
 from tests.formats import made
@@ -68,7 +69,7 @@ def header_only(path: Path) -> None:
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 NOT_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda p: p.write_bytes(b""), "empty"),
-    "seven bytes": (lambda p: p.write_bytes(b"1234567"), "no safetensors file"),
+    "seven bytes": (lambda p: p.write_bytes(b"1234567"), "this is text .'1234567'"),
     "header only": (header_only, "incomplete"),
     "half": (half, "incomplete: .* of .* are there"),
     "web page": (lambda p: p.write_bytes(b"<!DOCTYPE html><html>Sign in</html>" * 9), "web page"),
@@ -84,7 +85,20 @@ NOT_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "duplicate key": (lambda p: p.write_bytes(header(b'{"a":' + json.dumps(F32).encode() + b',"a":' + json.dumps(F32).encode() + b"}", bytes(8))), "duplicate key"),
     "deep JSON": (lambda p: p.write_bytes(header(b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}")), "not valid JSON|not described"),
     "not UTF-8": (lambda p: p.write_bytes(header(b'{"\xff\xfe": 1}')), "not valid JSON"),
-    "no object": (lambda p: p.write_bytes(header(b"[1, 2, 3]")), "no safetensors file"),
+    "GGUF": (lambda p: p.write_bytes(b"GGUF\3\0\0\0" + bytes(99)), "GGUF file, whose numbers are quantised"),
+    "gzip": (lambda p: p.write_bytes(b"\x1f\x8b\x08\0" + bytes(99)), "gzip archive"),
+    "7-Zip": (lambda p: p.write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(99)), "7-Zip archive"),
+    "picture": (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "a picture"),
+    "zeros": (lambda p: p.write_bytes(bytes(5000)), "nothing but zeros"),
+    "a server's answer": (lambda p: p.write_bytes(b'{"error":"Access to this model is restricted","code":401}'), "this is text .*restricted"),
+    "two words": (lambda p: p.write_bytes(b"Not Found"), "this is text .'Not Found'"),
+    "a page in UTF-16": (lambda p: p.write_bytes("<html><body>login".encode("utf-16")), "this is text .*login"),
+    "dtype that is a list": (lambda p: p.write_bytes(header({"a": {**F32, "dtype": ["F32"]}}, bytes(8))), "unknown dtype"),
+    "shape that is a string": (lambda p: p.write_bytes(header({"a": {**F32, "shape": "2"}}, bytes(8))), "not described properly"),
+    "shape of fractions": (lambda p: p.write_bytes(header({"a": {**F32, "shape": [2.0]}}, bytes(8))), "not described properly"),
+    "shape of many numbers": (lambda p: p.write_bytes(header({"a": {**F32, "shape": [2**62] * 200_000}}, bytes(8))), "not described properly"),
+    "late duplicate": (lambda p: p.write_bytes(header(b"{" + b",".join(b'"%d":%d' % (i, i) for i in range(200_000)) + b',"199999":1}')), "duplicate key '199999'"),
+    "no object": (lambda p: p.write_bytes(header(b"[1, 2, 3]")), "not a tensor file"),
     "no tensors": (lambda p: p.write_bytes(header({})), "no tensors"),
 }  # fmt: skip
 
@@ -119,7 +133,24 @@ def test_a_pickle_under_any_name_is_not_executed(tmp_path: Path) -> None:
 def test_trailing_bytes_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
     path = good(tmp_path / "x.safetensors")
     path.write_bytes(path.read_bytes() + b"\0" * 13)
-    assert any("13 bytes after the last tensor" in note for note in inspect(path).match.notes)
+    (note,) = inspect(path).match.notes
+    assert "13 bytes after the last tensor" in note
+    assert "deltaw convert" in note
+    convert(path, tmp_path / "mended.safetensors", to="kohya")
+    assert inspect(tmp_path / "mended.safetensors").match.notes == ()
+    assert made.same(formats.load(path)[0], formats.load(tmp_path / "mended.safetensors")[0]) == ""
+
+
+def test_names_in_a_file_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    evil = "\x1b[2J\x1b]0;x\x07\r\nforged line\u202e"
+    formats.save(made.delta("sd1", "emoji"), tmp_path / "x.safetensors")
+    tensorfile.write(tmp_path / "x.safetensors", {**tensorfile.read(tmp_path / "x.safetensors"), evil: torch.ones(2)})
+    (line,) = formats.load(tmp_path / "x.safetensors")[1].losses()
+    assert line.isprintable()
+    tensorfile.write(tmp_path / "x.safetensors", {evil: torch.ones(2)})
+    with pytest.raises(InputError) as caught:
+        formats.load(tmp_path / "x.safetensors")
+    assert not set("\x1b\x07\r\u202e") & set(str(caught.value))
 
 
 PARTS: dict[str, tuple[dict[str, torch.Tensor], str]] = {
@@ -131,7 +162,18 @@ PARTS: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "two algorithms": (pair(hada_w1_a=torch.ones(192, 4)), "loha.lora is not supported|lora.loha is not supported"),
     "int8": ({k: t.to(torch.int8) for k, t in pair().items()}, "needs a scale"),
     "ControlNet-LLLite": ({"lllite_unet_x.down.0.weight": torch.ones(2, 2)}, "ControlNet-LLLite"),
-    "a whole base": ({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(4, 4, 3, 3)}, "no key names a module"),
+    "a whole base": ({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(4, 4, 3, 3)}, "a whole checkpoint"),
+    "ControlNet": ({"control_model.input_blocks.0.0.weight": torch.ones(4, 4)}, "a ControlNet, not a LoRA"),
+    "VAE": ({"decoder.conv_in.weight": torch.ones(4, 4)}, "a VAE, not a LoRA"),
+    "IP-Adapter": ({"ip_adapter.1.to_k_ip.weight": torch.ones(4, 4)}, "an IP-Adapter, not a LoRA"),
+    "a language model's": ({"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(4, 4)}, "a language model's adapter"),
+    "a nameless key": ({"": torch.ones(1, 768)}, "no key names a module"),
+    "alpha alone": ({f"{KEY}.alpha": torch.tensor(4.0)}, "alpha without the change"),
+    "many alphas": (pair(alpha=torch.ones(4)), "alpha has 4 numbers instead of one"),
+    "scaled fp8": ({k: t.to(torch.float8_e4m3fn) for k, t in pair().items()} | {f"{KEY}.lora_up.scale_weight": torch.tensor(0.01), f"{KEY}.lora_down.scale_weight": torch.tensor(0.5)},
+                   "F8_E4M3 and to be multiplied by"),
+    "marked fp8": ({k: t.to(torch.float8_e5m2) for k, t in pair().items()} | {"scaled_fp8": torch.ones(2)}, "multiplied by scaled_fp8"),
+    "int8 with a scale": ({k: t.to(torch.int8) for k, t in pair().items()} | {f"{k}_scale": torch.tensor(0.1) for k in pair()}, "I8 and to be multiplied by"),
     "unknown base": ({"lora_unet_blocks_0_self_attn_q_proj.lora_up.weight": torch.ones(4, 2)}, "no key names a module|can be used"),
     "wrong width": (pair(width=100), "none has its shape"),
 }  # fmt: skip

@@ -64,7 +64,7 @@ def claims(keys: Iterable[str], header: Header, stem: str) -> list[Claim]:
             found.append(Claim(key, token, ""))
         elif alone and key in _PART:
             found.append(Claim(key, token, key))
-        elif header.metadata.get(key) == EMBED or (alone and len(keys) == 1 and "." not in key):
+        elif header.metadata.get(key) == EMBED or (alone and len(keys) == 1 and key.strip() and "." not in key):
             found.append(Claim(key, key, ""))
     return found
 

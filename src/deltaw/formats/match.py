@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from deltaw.errors import plain
+
 
 @dataclass(frozen=True)
 class Match:
@@ -51,7 +53,7 @@ class Match:
             ("ignored", self.ignored),
         ):
             shown = list(found.items())[:n_most]
-            lines += [f"{title}: {name}: {why}" for name, why in shown]
+            lines += [plain(f"{title}: {name[:200]}: {why}").replace("\n", "\\n") for name, why in shown]
             if len(found) > len(shown):
                 lines.append(f"{title}: and {len(found) - len(shown)} more")
         return lines

@@ -10,6 +10,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from deltaw import adapters, families
 from deltaw.errors import InputError
 from deltaw.families import Family, listing
 from deltaw.families.listing import Shapes
-from deltaw.formats import embedding, fused
+from deltaw.formats import embedding, fused, strangers
 from deltaw.formats.embedding import Claim
 from deltaw.formats.keys import Place, Places
 from deltaw.formats.match import Match
@@ -231,9 +232,21 @@ def _judge(
         family=family.name, variant=variant, dialects=dict(Counter(e.dialect for e in entries for _ in e.keys)),
         matched=tuple(path for paths in usable for path in paths),
         unmatched=unmatched, mismatched=mismatched, ignored=ignored,
-        notes=(f"{header.extra_bytes} bytes after the last tensor are no part of it",) if header.extra_bytes else (),
+        notes=(f"{header.extra_bytes} bytes after the last tensor are no part of it; `deltaw convert` writes it without them",) if header.extra_bytes else (),
     )  # fmt: skip
     return list(usable.values()), match
+
+
+_SCALES = ("scale_weight", "weight_scale", "scale", "weight_scale_inv", "absmax", "quant_state")
+
+
+def _scale_of(key: str, dtype: str, header: Header) -> str | None:
+    """The key that holds the scale of a tensor's numbers, as programs that quantise write one; None where it has none."""
+    if not dtype.startswith(("F8", "I", "U")):
+        return None
+    stem = key.removesuffix("weight").removesuffix(".")
+    names = (f"{joint}{scale}" for joint in (f"{stem}.", f"{key}.", f"{key}_") for scale in _SCALES)
+    return next((name for name in (*names, "scaled_fp8") if name in header.tensors), None)
 
 
 def _why_unknown(key: str) -> str:
@@ -261,6 +274,10 @@ def _unusable(entry: Entry, header: Header) -> str:
     if entry.algorithm not in {algorithm.NAME for algorithm in adapters.ALL}:
         return f"{entry.algorithm} is not supported"
     tensors = entry.tensors
+    if set(tensors) <= {"alpha", "magnitude"}:
+        return f"{' and '.join(tensors)} without the change that it goes with"
+    if "alpha" in tensors and (n := prod(header.tensors[tensors["alpha"]].shape)) != 1:
+        return f"alpha has {n} numbers instead of one"
     algorithm = adapters.named(entry.algorithm)
     if missing := [name for name in algorithm.TENSORS if name not in tensors]:
         return f"{' and '.join(missing)} missing beside {' and '.join(tensors)}"
@@ -268,6 +285,8 @@ def _unusable(entry: Entry, header: Header) -> str:
         return f"{algorithm.NAME} has no {' and '.join(unknown)}"
     for name, key in tensors.items():
         dtype = header.tensors[key].dtype
+        if (scale := _scale_of(key, dtype, header)) is not None:
+            return f"{name} is {dtype} and to be multiplied by {scale}; quantised LoRAs are not read"
         if dtype not in FLOATS and name not in ("alpha", "on_input"):
             return f"{name} is {dtype}, which needs a scale that the file does not carry"
     return ""
@@ -295,10 +314,14 @@ def _nothing_matches(where: Path, header: Header, entries: list[Entry], match: M
         key, reason = next(iter(match.ignored.items()))
         return InputError(f"nothing in it can be used ({key}: {reason})", where=where, expected="a complete LoRA",
                           advice="download or export it again")  # fmt: skip
-    kind = "ControlNet-LLLite" if names[0].startswith("lllite_") else "LoRA in a known dialect" if entries else ""
+    if (kind := strangers.kind(names)) is not None:
+        return InputError(
+            f"this is {kind}, not a LoRA for an image base",
+            where=where,
+            expected="a LoRA",
+            advice="use it as what it is",
+        )
     return InputError(
-        f"no key names a module of a known base ({len(names)} keys, the first is {names[0]!r})"
-        if kind != "ControlNet-LLLite" else "this is a ControlNet-LLLite, not a LoRA",
-        where=where, expected="a LoRA for " + ", ".join(family.title for family in families.ALL),
+        f"no key names a module of a known base ({len(names)} keys, the first is {names[0][:120]!r})", where=where, expected="a LoRA for " + ", ".join(family.title for family in families.ALL),
         advice="check which base and tool it was made with; `deltaw inspect` lists its keys",
     )  # fmt: skip
