@@ -100,7 +100,7 @@ def _scores(axes: Axes, report: Report, colours: dict[str, str]) -> None:
     """The change of the loss against the base with its interval, and the recommended step."""
     at = [0, *(s.step for s in report.scores)]
     _interval(axes, at, [s.change for s in report.scores], colours["good"], "every time alike")
-    if any(s.change != s.weighted for s in report.scores):
+    if report.is_weighted:
         _interval(axes, at, [s.weighted for s in report.scores], colours["other"], "as training weights them")
         axes.legend(loc="best")
     axes.axhline(0, color=colours["faint"], linewidth=0.8)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from deltaw import formats, inject
 from deltaw.data.feed import Feed
 from deltaw.errors import Interrupted
 from deltaw.events import Note, Phase, Tick
 from deltaw.judge.choice import Candidate, Choice
-from deltaw.training import asking, averaging, diagnose, keeping, loop, optim
+from deltaw.training import asking, averaging, diagnose, keeping, loop, optim, verify
 from deltaw.training.judging import Judge
 from deltaw.training.loop import Run, Work
 from deltaw.training.session import Session
@@ -39,6 +41,21 @@ class Learnt:
     steps_per_s: float
 
 
+class _Kept:
+    """The adapters in float32, as trained, of the last mark and of the one that is recommended so far.
+
+    The proof compares the file with them, so that it tells what rounding to the file's precision cost.
+    """
+
+    def __init__(self) -> None:
+        self.adapters: dict[int, dict[str, Tensor]] = {}
+
+    def take(self, work: Work, step: int, recommended: int) -> None:
+        """Keeps those of `step` and forgets all but the recommended ones."""
+        self.adapters[step] = {name: p.detach().cpu().clone() for name, p in work.wrapped.parameters().items()}
+        self.adapters = {s: tensors for s, tensors in self.adapters.items() if s in (step, recommended)}
+
+
 def learn(
     session: Session, data: Feed, judge: Judge, saved: State | None, other: bool, stop_asked: Callable[[], bool]
 ) -> Learnt:
@@ -63,8 +80,8 @@ def learn(
         session.outlook.try_step(work, session.tell)
     with clock.phase("judge and save"):
         _start(session, work, run, judge, saved, other)
-    first = run.step
-    _train(session, work, run, judge, stop_asked)
+    first, kept = run.step, _Kept()
+    _train(session, work, run, judge, kept, stop_asked)
     clock.seconds["train"] = run.seconds
     speed = (run.step - first) / run.seconds if run.seconds else 0.0
     if run.step < n_steps and not run.ended:
@@ -74,10 +91,10 @@ def learn(
             advice="go on with the same command and --resume --out " + str(session.folder.path),
         )  # fmt: skip
     with clock.phase("judge and save"):
-        _ask_means(session, work, judge)
+        _ask_means(session, work, judge, kept)
     chosen = judge.choose()
     with clock.phase("write and prove"):
-        _hold(session, work, chosen.best)
+        _hold(session, work, chosen.best, kept)
         proof = keeping.finish(session, work, judge.questions, chosen.best.step)
     return Learnt(chosen, run.step if run.ended else 0, proof, tuple(run.losses), run.n_skipped, speed)
 
@@ -110,44 +127,50 @@ def _start(session: Session, work: Work, run: Run, judge: Judge, saved: State | 
             run.ended = judge.wants_to_stop(run.step)
 
 
-def _train(session: Session, work: Work, run: Run, judge: Judge, stop_asked: Callable[[], bool]) -> None:
+def _train(
+    session: Session, work: Work, run: Run, judge: Judge, kept: _Kept, stop_asked: Callable[[], bool]
+) -> None:  # fmt: skip
     """All steps up to the plan's last, or to where they have stopped paying."""
 
     def mark(run: Run) -> None:
         with session.clock.phase("judge and save"):
             judge.tell(judge.ask(work, run.step))
             keeping.save(session, work, run, judge.history())
+            kept.take(work, run.step, judge.choose().best.step)
             run.ended = judge.wants_to_stop(run.step)
 
     session.tell(Phase("train", session.plan.settings.steps, "steps"))
     try:
         loop.train(work, run, mark, stop_asked, session.tell)
     except loop.NotFiniteError as error:
-        kept = "nothing was learnt before them"
+        found = "nothing was learnt before them"
         if run.n_skipped < run.step:  # the adapter took nothing from the steps that failed
             keeping.save(session, work, run, judge.history())
-            kept = f"the adapter before them is {session.folder.snapshot(run.step)}"
-        raise diagnose.explain(work, error, kept) from error
+            found = f"the adapter before them is {session.folder.snapshot(run.step)}"
+        raise diagnose.explain(work, error, found) from error
     if run.ended:
         session.tell(Note(f"stopped at step {run.step} of {session.plan.settings.steps}: further steps have stopped paying "
                           "(--set stop=false goes on all the same)"))  # fmt: skip
 
 
-def _ask_means(session: Session, work: Work, judge: Judge) -> None:
+def _ask_means(session: Session, work: Work, judge: Judge, kept: _Kept) -> None:
     """Asks the questions of the means of the last snapshots too."""
     steps = [step for step in session.plan.marks if step in judge.probes]
     rounds = [k for k in asking.MEANS if k <= len(steps)]
     session.tell(Phase("judge means of snapshots", len(rounds), "means"))
     for n_done, k in enumerate(rounds, 1):
         candidate = Candidate(steps[-1], judge.probes[steps[-1]], k)
-        _hold(session, work, candidate)
+        _hold(session, work, candidate, kept)
         judge.means.append(Candidate(steps[-1], judge.losses(work), k))
         session.tell(Tick(n_done))
 
 
-def _hold(session: Session, work: Work, candidate: Candidate) -> None:
-    """Puts a candidate into the adapters, read back from the snapshots' files."""
+def _hold(session: Session, work: Work, candidate: Candidate, kept: _Kept) -> None:
+    """Puts a candidate into the adapters: as trained where that is still known, else from the snapshots' files."""
     settings = session.plan.settings
+    if candidate.n_averaged == 1 and candidate.step in kept.adapters:
+        verify.put(work.wrapped, kept.adapters[candidate.step])
+        return
     steps = [s for s in session.plan.marks if s <= candidate.step][-candidate.n_averaged :]
     deltas = [formats.load(session.folder.snapshot(s), shapes=session.shapes)[0] for s in steps]
     if len(deltas) == 1:

@@ -64,6 +64,11 @@ class Report:
         return self.choice.best.step
 
     @property
+    def is_weighted(self) -> bool:
+        """Whether training weights the times, so that there are two losses to tell."""
+        return any(s.weighted != s.change for s in self.scores)
+
+    @property
     def kind(self) -> str:
         """What the loss is called in a sentence."""
         return "held-out loss" if self.held_out else "loss on moved pictures"
@@ -72,7 +77,7 @@ class Report:
     def verdict(self) -> str:
         """One sentence: what to use, what it reached, what to do next time."""
         change = self.best.change
-        reach = f", {100 * change.low:+.1f} to {100 * change.high:+.1f}" if self.best.n > 1 else ""
+        reach = f", 95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f} %" if self.best.n > 1 else ""
         gain = f"{self.kind} {100 * change.mean:+.1f} % against the base{reach}"
         return f"Use {self.file.name} ({self.choice.best.name} of {self.n_steps}; {gain}): {self._next()}."
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deltaw import adapters, formats
 from deltaw.delta import Delta, Update
@@ -152,20 +152,25 @@ class holding:
     """A context in which the adapters hold other tensors."""
 
     def __init__(self, wrapped: Wrapped, tensors: Mapping[str, Tensor]):
-        self.parameters: dict[str, nn.Parameter] = wrapped.parameters()
+        self.wrapped = wrapped
         self.tensors = tensors
 
     def __enter__(self) -> None:
-        self.kept = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.kept = {name: p.detach().clone() for name, p in self.wrapped.parameters().items()}
         self._set(self.tensors)
 
     def __exit__(self, *exc: object) -> None:
         self._set(self.kept)
 
     def _set(self, tensors: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[name])
+        put(self.wrapped, tensors)
+
+
+def put(wrapped: Wrapped, tensors: Mapping[str, Tensor]) -> None:
+    """Lets the adapters hold tensors, by `PATH.down` and `PATH.up`."""
+    with torch.no_grad():
+        for name, parameter in wrapped.parameters().items():
+            parameter.copy_(tensors[name])
 
 
 def rounding(loaded: Delta, trained: Delta) -> float:

@@ -1,0 +1,137 @@
+"""The end of a run: which snapshot becomes the file, when a run stops by itself, what is said, what resuming does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+import deltaw
+from deltaw import tensorfile
+from deltaw.events import Event, Note, Step
+from deltaw.training import asking
+from deltaw.training.judging import Judge
+from deltaw.training.loop import Work
+
+SETTINGS = ("sample_steps=1", "snapshots=5", 'prompts=["a house, blocky style"]', "dtype=float32")
+OVERFIT = (0.90, 0.95, 0.97, 0.99, 1.0)
+FALLING = (0.98, 0.95, 0.92, 0.89, 0.86)
+
+
+@pytest.fixture
+def curve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets the answers of a run follow a curve, by how often was asked: the base, then mark by mark, then the means."""
+
+    def follow(means: Sequence[float], mean_of_two: float = 1.0) -> None:
+        original = Judge.losses
+
+        def losses(self: Judge, work: Work) -> torch.Tensor:
+            real = original(self, work)
+            asked = len(self.probes)
+            loss = 1.0 if asked == 0 else means[asked - 1] if asked <= len(means) else mean_of_two
+            if self.means or (asked and max(self.probes) == self.session.plan.settings.steps):
+                loss = mean_of_two
+            grain = torch.Generator().manual_seed(asked)
+            return loss + 0.002 * torch.randn(real.shape, generator=grain, dtype=torch.float64)
+
+        monkeypatch.setattr(Judge, "losses", losses)
+
+    return follow
+
+
+def train(folder: Path, base: Path, out: Path, heard: list[Event], *settings: str, **more: object) -> deltaw.Report:
+    options = {"steps": 10, "batch": 2, "rank": 2, "lr": 1e-2, **more}
+    return deltaw.train(folder, base=str(base), out=out, settings=(*SETTINGS, *settings), tell=heard.append, **options)
+
+
+def _same(one: Path, other: Path) -> bool:
+    mine, its = tensorfile.read(one), tensorfile.read(other)
+    return set(mine) == set(its) and all(torch.equal(mine[name], its[name]) for name in mine)
+
+
+def test_a_run_that_overfits_stops_by_itself_and_gives_its_best_snapshot(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, curve: Callable[..., None]
+) -> None:
+    curve(OVERFIT)
+    heard: list[Event] = []
+    report = train(pictures(9), tiny_base, tmp_path / "out", heard)
+    assert [e.step for e in heard if isinstance(e, Step)] == [1, 2, 3, 4, 5, 6], "stopped two marks after the best"
+    assert (report.recommended_step, report.stopped) == (2, 6)
+    assert _same(report.file, tmp_path / "out" / "snapshots" / "blocks-000002.safetensors")
+    assert tensorfile.read_header(report.file).metadata["ss_steps"] == "2"
+    assert 0 < report.proof.rounding < 0.01, "compared with what was trained, not with what was rounded"
+    assert any("stopped at step 6 of 10" in e.text for e in heard if isinstance(e, Note))
+    assert "fewer steps are enough" in report.verdict
+    assert report.verdict in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_stopped_run_goes_no_further_when_resumed_unless_asked(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, curve: Callable[..., None]
+) -> None:
+    curve(OVERFIT)
+    folder, heard = pictures(9), []
+    first = train(folder, tiny_base, tmp_path / "out", [])
+    before = first.file.read_bytes()
+    again = deltaw.train(folder, out=tmp_path / "out", resume=True, tell=heard.append)
+    assert not [e for e in heard if isinstance(e, Step)]
+    assert again.file.read_bytes() == before
+    further = deltaw.train(folder, out=tmp_path / "out", resume=True, settings=("stop=false",), tell=heard.append)
+    assert [e.step for e in heard if isinstance(e, Step)] == [7, 8, 9, 10]
+    assert (further.recommended_step, further.stopped) == (2, 0)
+
+
+def test_until_forbids_an_earlier_stop(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, curve: Callable[..., None]
+) -> None:
+    curve(OVERFIT)
+    report = train(pictures(9), tiny_base, tmp_path / "out", [], "until=7")
+    assert (report.recommended_step, report.stopped) == (2, 8)
+    longer = train(pictures(9), tiny_base, tmp_path / "longer", [], "until=20", "snapshots=2")
+    assert longer.n_steps == 20, "until makes a run as long as it asks for"
+
+
+def test_an_underfit_run_says_that_more_steps_would_pay(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, curve: Callable[..., None]
+) -> None:
+    curve(FALLING)
+    report = train(pictures(9), tiny_base, tmp_path / "out", [])
+    assert (report.recommended_step, report.stopped) == (10, 0)
+    assert "more steps would pay, as the loss still fell by 3." in report.verdict
+    assert "--steps 15" in report.verdict
+
+
+def test_a_mean_of_snapshots_that_wins_becomes_the_file(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, curve: Callable[..., None]
+) -> None:
+    curve((0.95, 0.93, 0.92, 0.91, 0.909), mean_of_two=0.85)
+    heard: list[Event] = []
+    report = train(pictures(9), tiny_base, tmp_path / "out", heard)
+    assert report.choice.best.n_averaged in asking.MEANS
+    assert not _same(report.file, tmp_path / "out" / "snapshots" / "blocks-000010.safetensors")
+    assert report.choice.best.name in (tmp_path / "out" / "report.html").read_text()
+    assert any("leaves out" in e.text for e in heard if isinstance(e, Note)), "the error of its cut is told"
+    tensors = tensorfile.read(report.file)
+    assert max(t.shape[0] for name, t in tensors.items() if "lora_down" in name) == 2, "of the run's own rank"
+
+
+def test_few_pictures_are_judged_by_moved_views_and_it_says_so(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    heard: list[Event] = []
+    report = train(pictures(4), tiny_base, tmp_path / "out", heard)
+    assert not report.held_out
+    assert report.measured_on == "4 trained pictures, moved by a sixteenth, since there are too few to keep any out"
+    assert report.measured_on in (tmp_path / "out" / "report.html").read_text()
+    assert any("moved pictures' loss" in e.text for e in heard if isinstance(e, Note))
+
+
+def test_the_report_holds_drift_and_copies_of_every_snapshot(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    report = train(pictures(9), tiny_base, tmp_path / "out", [], "stop=false")
+    assert list(report.drifts) == [2, 4, 6, 8, 10]
+    assert all(d.called > 0 for d in report.drifts.values())
+    assert list(report.copies.nearest) == [f"step {s}" for s in (2, 4, 6, 8, 10)]
+    assert all(len(found) == 2 for found in report.copies.nearest.values()), "the prompt, and the style words alone"
