@@ -16,6 +16,7 @@ from deltaw.errors import InputError
 from deltaw.families import listing
 from deltaw.formats import cloneofsimo
 from deltaw.verbs.inspect import inspect
+from deltaw.verbs.merge import merge
 from tests.formats import made
 
 FORMS = {"zip": True, "before 1.6": False}
@@ -95,6 +96,17 @@ def test_the_lists_of_cloneofsimo(name: str, component: str, form: str, tmp_path
     back, match = formats.load(save(tensors, tmp_path / name, form), strict=True)
     assert made.same(delta, back) == ""
     assert match.dialects == {"cloneofsimo": len(tensors)}
+
+
+def test_the_files_of_one_training_are_named_and_merge_into_one(tmp_path: Path) -> None:
+    both = {name: counted(part) for name, part in (("lora.pt", "unet"), ("lora.text_encoder.pt", "text_encoder"))}
+    for name, (_, tensors) in both.items():
+        save(tensors, tmp_path / name)
+    (note,) = formats.load(tmp_path / "lora.pt")[1].notes
+    assert note.startswith("lora.text_encoder.pt beside it is of the same training")
+    merge([(tmp_path / name, 1.0) for name in both], tmp_path / "whole.safetensors")
+    whole, _ = formats.load(tmp_path / "whole.safetensors")
+    assert set(whole.updates) == {path for delta, _ in both.values() for path in delta.updates}
 
 
 VECTORS = {

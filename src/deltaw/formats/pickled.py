@@ -74,6 +74,21 @@ def read(path: Path) -> Pickled:
     return Pickled(Header(own, metadata, 0), Header(runs, metadata, 0), strides)
 
 
+def beside(path: Path) -> tuple[str, ...]:
+    """A note where files lie that cloneofsimo's tool wrote together with this one: `x.pt`, `x.text_encoder.pt`, `x.ti.pt`."""
+    ends = (".text_encoder.pt", ".ti.pt", ".pt")
+    own = next((end for end in ends if path.name.endswith(end)), None)
+    if own is None:
+        return ()
+    stem = path.name.removesuffix(own)
+    others = [f"{stem}{end}" for end in ends if end != own and path.with_name(f"{stem}{end}").is_file()]
+    return (
+        (f"{' and '.join(others)} beside it is of the same training and not in this file: `deltaw merge` adds it",)
+        if others
+        else ()
+    )
+
+
 def _named(value: Any, path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     """The saved tensors by key, and what stands in place of a header's metadata."""
     if isinstance(value, list):

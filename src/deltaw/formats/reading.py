@@ -18,7 +18,7 @@ from deltaw import adapters, families
 from deltaw.errors import InputError
 from deltaw.families import Family, listing
 from deltaw.families.listing import Shapes
-from deltaw.formats import embedding, fused, strangers
+from deltaw.formats import embedding, fused, pickled, strangers
 from deltaw.formats.embedding import Claim
 from deltaw.formats.keys import Place, Places
 from deltaw.formats.match import Match
@@ -100,7 +100,8 @@ def resolve(header: Header, dialects: Sequence[Dialect], where: Path, shapes: Sh
     if not usable:
         raise _nothing_matches(where, header, entries, match, by_name if not by_shape else 0)
     fitting, unfit = _fitting(vectors, header, family, listed)
-    return Reading(family, listed, tuple(usable), replace(match, ignored={**match.ignored, **unfit}), fitting)
+    match = replace(match, ignored={**match.ignored, **unfit}, notes=match.notes + pickled.beside(where))
+    return Reading(family, listed, tuple(usable), match, fitting)
 
 
 def _only_vectors(where: Path, header: Header, vectors: list[Claim]) -> Reading:
