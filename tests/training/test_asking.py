@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,7 +35,7 @@ def test_questions_take_a_share_of_the_run(n: int, held_out: int, steps: int, ba
 def test_at_most_sixteen_pictures_are_asked_about_evenly_spread() -> None:
     asked = asking.pictures(_plan(100, 0, 100, 1))
     assert len(asked) <= 16
-    assert len({b - a for a, b in zip(asked, asked[1:], strict=False)}) == 1
+    assert len({b - a for a, b in itertools.pairwise(asked)}) == 1
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_at_most_sixteen_pictures_are_asked_about_evenly_spread() -> None:
     [
         ("red apple, inkline style", "inkline style", "red apple"),
         ("zxq, a dog, sitting", "zxq", "a dog, sitting"),
-        ("a ZXQ dog", "zxq", "a  dog"),
+        ("a ZXQ dog", "zxq", "a dog"),
         ("inkline style", "inkline style", ""),
     ],
 )

@@ -37,4 +37,4 @@ def columns(prompts: Sequence[str], words: str, seed: int, n_seeds: int = 1) -> 
 def without(prompt: str, words: str) -> str:
     """The prompt less some words and the commas around them."""
     kept = re.sub(re.escape(words), "", prompt, flags=re.IGNORECASE)
-    return ", ".join(part.strip() for part in kept.split(",") if part.strip())
+    return ", ".join(" ".join(part.split()) for part in kept.split(",") if part.strip())
