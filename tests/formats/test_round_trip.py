@@ -11,6 +11,7 @@ from deltaw import adapters, formats, tensorfile
 from deltaw.delta import Delta, Update
 from deltaw.errors import InputError, ManyErrors
 from deltaw.families import listing
+from deltaw.verbs.inspect import inspect
 from tests.formats import made
 
 LORAS = Path(__file__).parents[3] / "shared" / "loras"
@@ -92,6 +93,7 @@ def test_xlabs_means_the_same_to_diffusers(apart: bool, tmp_path: Path) -> None:
         wanted = update.tensors["up"].float() @ update.tensors["down"].float()
         assert (up @ down - wanted).abs().max() <= 1e-5 * float(wanted.abs().max()), path
     assert not any(tensor.any() for key, tensor in converted.items() if "lora_B" in key)
+    assert "last double and the last single block" in inspect(tmp_path / "x.safetensors").concerns["ComfyUI"][0]
     outside = made.delta("flux1", "flux1", among=["transformer.transformer_blocks.4.ff.net.2"], alpha=None)
     with pytest.raises(InputError, match=r"xlabs cannot hold transformer\.transformer_blocks\.4\.ff"):
         formats.save(outside, tmp_path / "y.safetensors", "xlabs")

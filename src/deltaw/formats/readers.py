@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from deltaw.formats.reading import Entry, Reading
 
+_LAST_OF_XLABS = {"single_blocks.37.processor.qkv_lora", "double_blocks.18.processor.qkv_lora2"}
+"""What ComfyUI tells such a file by (`comfy/lora_convert.py`, `convert_lora`)."""
+
 KOHYA_STYLE = ("kohya", "kohya-diffusers")
 
 
@@ -50,9 +53,11 @@ def _diffusers(reading: Reading, alphas: Mapping[str, float]) -> list[str]:
 
 def _comfy(reading: Reading) -> list[str]:
     plain = reading.family.name in ("sd1", "sd2", "sdxl")
+    whole = _LAST_OF_XLABS <= {entry.stem for entry in reading.entries}
     return [
         *_counted(reading.entries, "it has no reader for this dialect", lambda e: e.dialect in ("cloneofsimo", "peft")),
         *_counted(reading.entries, "diffusers' keys of Stable Diffusion are not loaded", lambda e: e.dialect == "diffusers" and plain),
+        *_counted(reading.entries, "XLabs' keys are loaded only where the last double and the last single block are among them", lambda e: e.dialect == "xlabs" and not whole),
         *_counted(reading.entries, "(IA)³ is not loaded", lambda e: e.algorithm == "ia3"),
     ]  # fmt: skip
 
