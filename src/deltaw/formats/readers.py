@@ -53,7 +53,7 @@ def _diffusers(reading: Reading, alphas: Mapping[str, float]) -> list[str]:
 
 def _comfy(reading: Reading) -> list[str]:
     plain = reading.family.name in ("sd1", "sd2", "sdxl")
-    whole = _LAST_OF_XLABS <= {entry.stem for entry in reading.entries}
+    whole = {entry.stem for entry in reading.entries} >= _LAST_OF_XLABS
     return [
         *_counted(reading.entries, "it has no reader for this dialect", lambda e: e.dialect in ("cloneofsimo", "peft")),
         *_counted(reading.entries, "diffusers' keys of Stable Diffusion are not loaded", lambda e: e.dialect == "diffusers" and plain),
