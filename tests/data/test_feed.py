@@ -128,5 +128,25 @@ def test_what_does_not_fit_in_memory_is_read_again(
     assert all(torch.equal(data.texts[t], whole.texts[t]) for t in whole.texts)
     shutil.rmtree(tmp_path / "cache")
     assert torch.equal(data.latents[0], whole.latents[0]), "held"
-    with pytest.raises(DeltawError, match="removed while it was in use"):
+    with pytest.raises(DeltawError, match="removed or is damaged"):
         _ = data.latents[3]
+
+
+def test_beyond_memory_a_torn_entry_is_made_again_and_a_damaged_one_at_the_next_start(
+    folder: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = fill(tiny_base, folder, tmp_path / "cache")
+    monkeypatch.setattr(feed, "HELD_BYTES", 0)
+    files = [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.parent.name != "digests"]
+    latents = [p for p in files if b"latent" in p.read_bytes()]
+    latents[0].write_bytes(latents[0].read_bytes()[:-1])
+    latents[1].write_bytes(b"")
+    data, encoded = fill(tiny_base, folder, tmp_path / "cache")
+    assert encoded == {"pictures": 2}
+    raw = latents[2].read_bytes()
+    latents[2].write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    with pytest.raises(DeltawError, match="is damaged"):
+        _ = [data.latents[i] for i in range(4)]
+    again, encoded = fill(tiny_base, folder, tmp_path / "cache")
+    assert encoded == {"pictures": 1}
+    assert all(torch.equal(a, b) for a, b in zip(again.latents, whole.latents, strict=True))

@@ -6,7 +6,9 @@ another entry and nothing has to be invalidated. The folder is safe to delete at
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -59,6 +61,23 @@ class Cache:
         check, body = raw[:DIGEST_BYTES], raw[DIGEST_BYTES:]
         return safetensors.torch.load(body) if check == _checksum(body) else None
 
+    def has(self, key: str) -> bool:
+        """Whether an entry is there in its full length; whether it is sound is known when it is read."""
+        try:
+            with self._path(key).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                n_header = int.from_bytes(file.read(DIGEST_BYTES + 8)[DIGEST_BYTES:], "little")
+                header = json.loads(file.read(min(n_header, size)))
+            ends = [part["data_offsets"][1] for name, part in header.items() if name != "__metadata__"]
+        except (OSError, ValueError, TypeError, AttributeError, LookupError):
+            return False
+        return size == DIGEST_BYTES + 8 + n_header + max(ends, default=0)
+
+    def drop(self, key: str) -> None:
+        """Removes an entry, so that it is made again."""
+        with contextlib.suppress(OSError):
+            self._path(key).unlink()
+
     def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Stores an entry; a reader sees all of it or nothing of it.
 
@@ -107,16 +126,18 @@ class Entries(Sequence["torch.Tensor"]):
         if tensor.nbytes <= self._left:
             self._left -= tensor.nbytes
             self._held[index] = tensor
+        else:
+            self._left = 0
 
     def check(self) -> list[int]:
-        """Reads every entry once, holding what fits; gives the indices of those that are absent or damaged."""
+        """Reads what fits in memory and looks at the rest; gives the indices of entries that are absent or torn."""
         missing = []
         for index, key in enumerate(self._keys):
-            entry = self._cache.get(key)
-            if entry is None:
-                missing.append(index)
-            else:
+            entry = self._cache.get(key) if self._left else None
+            if entry is not None:
                 self.hold(index, entry[self._name])
+            elif self._left or not self._cache.has(key):
+                missing.append(index)
         return missing
 
     @overload
@@ -136,7 +157,8 @@ class Entries(Sequence["torch.Tensor"]):
             return self._held[index]
         entry = self._cache.get(self._keys[index])
         if entry is None:
-            raise DeltawError("an entry of the cache was removed while it was in use", where=self._cache.root,
+            self._cache.drop(self._keys[index])
+            raise DeltawError("an entry of the cache was removed or is damaged", where=self._cache.root,
                               advice="leave the cache alone during a run; --resume makes the entry again")  # fmt: skip
         return entry[self._name]
 
