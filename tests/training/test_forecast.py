@@ -104,7 +104,7 @@ def test_a_run_that_does_not_fit_is_refused_with_the_cheapest_change(
         room.require(predicted, base, made, (predicted.needed_bytes - 1, "free of this machine's 1 GB"), {})
     assert "free of this machine's 1 GB" in told.value.what
     assert "train: network" in told.value.where
-    with pytest.raises(UsageError, match=r"even with --batch 2 --set dtype=bfloat16 --resolution 32 it needs"):
+    with pytest.raises(UsageError, match=r"even with .*--resolution 32.* it needs"):
         room.require(*forecast_of_few, (1, "free"), {})
 
 

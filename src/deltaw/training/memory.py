@@ -15,8 +15,10 @@ from deltaw.training import asking, verify
 from deltaw.training.graph import Graph, Job
 from deltaw.training.plan import Plan
 
-LIBRARIES_BYTES = 130_000_000
+LIBRARIES_BYTES = 160_000_000
 """What loaded code and its buffers add during a run; measured on the CPU, `python -m benchmarks.prediction`."""
+SCATTERED = 1.3
+"""Memory that the C library holds for a step's tensors, over their own bytes: freed pieces lie between those in use. Measured likewise."""
 OPTIMIZER_STATES = {"adamw": 2}
 """Numbers that an optimizer keeps for each trained one."""
 
@@ -81,8 +83,8 @@ def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mappi
     """
     states = OPTIMIZER_STATES[optimizer] * graph.adapter_bytes
     trained = graph.unet_bytes + graph.adapter_bytes + states + read_bytes
-    asked = graph.asked(questions.BATCH, work.dtype)
-    step = graph.step.peak_bytes + graph.layer(work.dtype)
+    asked = _scattered(graph.asked(questions.BATCH, work.dtype))
+    step = _scattered(graph.step.peak_bytes) + graph.layer(work.dtype)
     proof = graph.asked(verify.BATCH, torch.float32) + graph.layer(torch.float32) + 2 * graph.adapter_bytes
     return (
         Need("load", graph.unet_bytes, f"the network in {_name(work.dtype)}, {size(graph.unet_bytes)}", files["unet"]),
@@ -109,11 +111,15 @@ def _encoding(graph: Graph, files: Mapping[str, int]) -> Sequence[Need]:
 
 def _drawing(graph: Graph, work: Job) -> Need:
     n = work.n_drawn * (2 if work.guided else 1)
-    drawn = n * graph.draw.peak_bytes * work.dtype.itemsize // 4 + graph.layer(work.dtype)
+    drawn = _scattered(n * graph.draw.peak_bytes * work.dtype.itemsize // 4) + graph.layer(work.dtype)
     weights = graph.unet_bytes + graph.text_bytes * work.dtype.itemsize // 4 + graph.vae_bytes
     most = max(drawn, graph.decode.peak_bytes)
     why = f"{n} predictions at a time {size(drawn)}" if most == drawn else f"one picture decoded {size(most)}"
     return Need("draw", weights + most, f"network, text encoder and VAE {size(weights)}; {why}")
+
+
+def _scattered(n_bytes: int) -> int:
+    return round(SCATTERED * n_bytes)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -157,15 +157,16 @@ def _run(
     judge = Judge(session, data)
     learnt = learning.learn(session, data, judge, saved, other, stop_asked)
     shares = profiler.close() if profiler else None
+    devices.give_back()
     with session.clock.phase("draw"):  # the networks of training are gone by now: drawing needs the room
-        drawn = drawing.draw(session, data, learnt.choice)
+        drawn = drawing.draw(session, data, learnt.name)
     return _report(session, judge, learnt, drawn, shares)
 
 
 def _report(session: Session, judge: Judge, learnt: Learnt, drawn: Drawn, shares: Shares | None) -> Report:
     folder, made, tell = session.folder, session.plan, session.tell
     found = Report(
-        folder.result, folder.path, drawn.sheet, folder.result.stat().st_size, learnt.choice, judge.score(learnt.choice.best),
+        folder.result, folder.path, drawn.sheet, folder.result.stat().st_size, learnt.choice, learnt.name, learnt.retrained, judge.score(learnt.choice.best),
         judge.scores(), made.settings.steps, learnt.stopped, asking.measured_on(made), bool(made.held_out),
         dict(judge.drifts), drawn.copies, learnt.proof, dict(session.clock.seconds), learnt.steps_per_s,
         devices.peak_rss_bytes(), devices.peak_device_bytes(session.device), learnt.losses, learnt.n_skipped,
