@@ -194,3 +194,28 @@ def test_a_file_that_does_something_else_is_not_accepted(tmp_path: Path, monkeyp
     with pytest.raises(UnverifiedError, match="is off by"):
         merge([(tmp_path / "a.safetensors", 1.0)], tmp_path / "b.safetensors")
     assert not (tmp_path / "b.safetensors").exists()
+
+
+def fused(folder: Path, rank: int, seed: int) -> Path:
+    """A FLUX.1 LoRA in diffusers' names on q, k and v of one block, with seed 1 on a part of another; each with its own `down`."""
+    among = [f"transformer.transformer_blocks.{i}.attn.to_{x}" for i in range(2) for x in "qkv"]
+    delta = made.delta("flux1", "flux1", rank=rank, among=among[: 3 + 2 * seed], seed=seed)
+    decay = {
+        path: Update("lora", {**u.tensors, "down": u.tensors["down"] * torch.logspace(0, -i, rank)[:, None].half()})
+        for i, (path, u) in enumerate(delta.updates.items())
+    }
+    formats.save(Delta("flux1", decay), folder / f"{seed}.safetensors", "diffusers")
+    return folder / f"{seed}.safetensors"
+
+
+@pytest.mark.parametrize("budget", [{}, {"energy": 0.9}, {"size": "200kB"}], ids=str)
+def test_modules_that_share_a_weight_in_the_file_get_one_rank(budget: dict, tmp_path: Path) -> None:
+    files = [(fused(tmp_path, 4, 0), 1.0), (fused(tmp_path, 2, 1), -0.5)]
+    report = merge(files, tmp_path / "out.safetensors", **budget)
+    terms = [(weight, formats.load(path)[0]) for path, weight in files]
+    got, _ = formats.load(tmp_path / "out.safetensors", strict=True)
+    error = relative_error(dense(got), summed(terms))
+    assert abs((1 - report.energy) ** 0.5 - error) <= 1e-3
+    assert error <= (1e-6 if not budget else 0.95)
+    if "size" in budget:
+        assert report.n_bytes <= 200_000

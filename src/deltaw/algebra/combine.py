@@ -82,6 +82,22 @@ class Sum:
         return Update("lora" if "up" in tensors else "full", tensors) if tensors else None
 
 
+def joint(sums: Sequence[Sum]) -> Sum:
+    """The sum for a weight that stacks the rows of these modules' weights; thin where all are, biases left out.
+
+    One `down` for all of them where they share it, else each has columns of its own in a block-diagonal `up`.
+    """
+    import torch
+
+    shape = (sum(one.shape[0] for one in sums), *sums[0].shape[1:])
+    thin = [one.factors for one in sums if one.factors is not None]
+    if len(thin) < len(sums):
+        return Sum(shape, None, torch.cat([one.whole() for one in sums]), None)
+    if all(down.shape == thin[0][1].shape and down.equal(thin[0][1]) for _, down in thin):
+        return Sum(shape, (torch.cat([up for up, _ in thin]), thin[0][1]), None, None)
+    return Sum(shape, (torch.block_diag(*(up for up, _ in thin)), torch.cat([down for _, down in thin])), None, None)
+
+
 def paths(terms: Sequence[Term]) -> list[str]:
     """Every module that some term changes, each once."""
     return list(dict.fromkeys(path for term in terms for path in term.delta.updates))

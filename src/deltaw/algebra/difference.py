@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,13 +38,30 @@ class Difference:
     noise: float = 0.0
 
 
-def between(path: str, new: Reader, old: Reader, *, keep: bool) -> Difference:
+def of_stacked(paths: Sequence[str], new: Reader, old: Reader) -> Difference:
+    """The difference of several modules' weights as one matrix, their rows one below the other."""
+    import torch
+
+    shapes = [old.checkpoint.shapes[path] for path in paths]
+    whole = torch.empty(sum(shape[0] for shape in shapes), *shapes[0][1:])
+    parts = [
+        between(path, new, old, keep=True, room=room)
+        for path, room in zip(paths, whole.split([shape[0] for shape in shapes]), strict=True)
+    ]
+    return Difference(
+        whole, *(math.fsum(getattr(part, name) for part in parts) for name in ("tuned", "base", "energy", "inner")),
+        noise=math.hypot(*(part.noise for part in parts)),
+    )  # fmt: skip
+
+
+def between(path: str, new: Reader, old: Reader, *, keep: bool, room: torch.Tensor | None = None) -> Difference:
     """The difference of a module's weight.
 
     Args:
         path: canonical, with one shape in both.
         new, old: the tuned checkpoint and its base.
         keep: the difference itself is wanted, not only its size.
+        room: where to put it, of its shape.
     """
     import torch
 
@@ -56,7 +74,7 @@ def between(path: str, new: Reader, old: Reader, *, keep: bool) -> Difference:
         n = own.shape[0]
         after, before = (block.to(kind).reshape(n, -1) for block in (own, theirs))
         if at == 0 and keep:
-            found.change = torch.empty(shape, dtype=kind)
+            found.change = torch.empty(shape, dtype=kind) if room is None else room
         found.tuned, found.base = found.tuned + square(after), found.base + square(before)
         found.inner += float(after.flatten() @ before.flatten())
         epsilon = math.hypot(torch.finfo(own.dtype).eps, torch.finfo(theirs.dtype).eps)

@@ -6,7 +6,7 @@ To add one: write `formats/NAME.py` (see `Dialect`) and put it in `ALL`. The con
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -35,7 +35,7 @@ from deltaw.formats.reading import Reading
 from deltaw.formats.source import Source, locate
 from deltaw.formats.streaming import Opened
 
-__all__ = ["ALL", "Dialect", "Match", "Opened", "lazy", "load", "named", "save", "shapes_of", "understand"]
+__all__ = ["ALL", "Dialect", "Match", "Opened", "lazy", "load", "named", "save", "shapes_of", "understand", "units"]
 
 
 class Dialect(Protocol):
@@ -109,6 +109,21 @@ def named(name: str) -> Dialect:
     raise UsageError(
         f"no dialect is called {name!r}", expected=", ".join(d.NAME for d in ALL), advice="choose one of these"
     )
+
+
+def units(dialect: str, family: Family, shapes: Shapes, paths: Iterable[str]) -> dict[tuple[str, ...], int]:
+    """The modules of `paths` in groups that share one weight in the dialect, and so one rank; mostly of one.
+
+    Every group comes with the rows of that weight, those of modules which are not in `paths` included.
+    """
+    stacked = [place.paths for place in named(dialect).names(family, shapes).values() if len(place.paths) > 1]
+    group = {path: members for members in stacked for path in members}
+    present = dict.fromkeys(paths)
+    found = {group.get(path, (path,)): None for path in present}
+    return {
+        tuple(path for path in members if path in present): sum(shapes[path][0] for path in members)
+        for members in found
+    }
 
 
 def understand(path: str | Path, *, shapes: Shapes | None = None) -> tuple[Source, Reading]:

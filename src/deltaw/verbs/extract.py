@@ -21,7 +21,7 @@ from deltaw.adapters.scaling import computing
 from deltaw.algebra import budget, difference, inputs
 from deltaw.algebra.budget import Layer
 from deltaw.algebra.difference import Difference
-from deltaw.algebra.result import OnDemand, Shelved
+from deltaw.algebra.result import OnDemand, Shelved, chosen_of, name_of, parts_of
 from deltaw.delta import Delta, Update
 from deltaw.errors import InputError
 from deltaw.events import Note, Phase, Saved, Tell, Tick, Warn, silent
@@ -123,16 +123,11 @@ def extract(
         raise InputError(f"this is {changed.family.title}, the base is {original.family.title}", where=tuned,
                          expected="two checkpoints of one family", advice="check --base")  # fmt: skip
     tally = _Tally()
-    kind = inputs.dtype_named(dtype or "float16")
     with spool.opened(Path(out).parent) as kept:
-        spectra = _spectra(changed, original, wanted, tally, full_norms, seed, tell, kept)
+        spectra = _spectra(changed, original, wanted, tally, full_norms, seed, tell, kept, dialect)
         tally.uncaptured.update(_outside(changed, original))
         _require_related(tuned, base, tally, force, bool(spectra or tally.full))
-        layers = budget.choose({p: one.values for p, one in spectra.items()}, original.shapes, wanted, kind)
-        makers: dict[str, Callable[[], Update]] = {
-            layer.path: partial(spectra[layer.path].factored, layer.rank, original.shapes[layer.path], kind)
-            for layer in layers if layer.rank
-        }  # fmt: skip
+        layers, makers = _cut(spectra, original, wanted, dialect, inputs.dtype_named(dtype or "float16"))
         makers |= {path: partial(Update, update.algorithm, update.tensors) for path, update in tally.full.items()}
         made = Delta(original.family.name, OnDemand(makers, Path(out)))
         with tensorfile.replacing(out) as temporary:
@@ -147,19 +142,38 @@ def extract(
 
 def _spectra(
     changed: Checkpoint, original: Checkpoint, wanted: Budget, tally: _Tally, full_norms: bool, seed: int, tell: Tell,
-    kept: Spool,
-) -> dict[str, Shelved]:  # fmt: skip
-    """The leading part of every matrix' difference, one difference in memory at a time; the rest goes into the tally."""
+    kept: Spool, dialect: str,
+) -> dict[tuple[str, ...], Shelved]:  # fmt: skip
+    """The leading part of every matrix' difference, one difference in memory at a time; the rest goes into the tally.
+
+    Modules whose weights are stacked in the dialect are one matrix here as they are there.
+    """
     shared = _shared(changed, original, tally.uncaptured)
     tell(Phase("spectra", len(shared), "weights"))
-    spectra: dict[str, Shelved] = {}
+    spectra: dict[tuple[str, ...], Shelved] = {}
+    n_done = 0
     with changed.reader() as new, original.reader() as old:
-        for i, path in enumerate(shared):
-            if (spectrum := _difference(path, new, old, wanted, tally, full_norms, seed)) is not None:
-                spectra[path] = Shelved.of(spectrum, kept)
-            tell(Tick(i + 1, path))
+        for unit in formats.units(dialect, original.family, original.shapes, shared):
+            if (spectrum := _difference(unit, new, old, wanted, tally, full_norms, seed)) is not None:
+                spectra[unit] = Shelved.of(spectrum, kept)
+            n_done += len(unit)
+            tell(Tick(n_done, unit[0]))
         _biases(new, old, tally, full_norms)
     return spectra
+
+
+def _cut(
+    spectra: Mapping[tuple[str, ...], Shelved], original: Checkpoint, wanted: Budget, dialect: str, dtype: torch.dtype
+) -> tuple[list[Layer], dict[str, Callable[[], Update]]]:
+    """Every unit's rank under the budget, and what makes each module's update of it."""
+    rows = formats.units(dialect, original.family, original.shapes, (path for unit in spectra for path in unit))
+    stacked = {unit: (rows[unit], *original.shapes[unit[0]][1:]) for unit in spectra}
+    layers = chosen_of(spectra, stacked, wanted, dtype)
+    parts = parts_of(spectra, original.shapes)
+    return layers, {
+        path: partial(one.factored, layer.rank, parts[path], dtype)
+        for (unit, one), layer in zip(spectra.items(), layers, strict=True) if layer.rank for path in unit
+    }  # fmt: skip
 
 
 def _shared(changed: Checkpoint, original: Checkpoint, uncaptured: dict[str, str]) -> list[str]:
@@ -174,16 +188,22 @@ def _shared(changed: Checkpoint, original: Checkpoint, uncaptured: dict[str, str
 
 
 def _difference(
-    path: str, new: Reader, old: Reader, wanted: Budget, tally: _Tally, full_norms: bool, seed: int
+    unit: tuple[str, ...], new: Reader, old: Reader, wanted: Budget, tally: _Tally, full_norms: bool, seed: int
 ) -> Spectrum | None:
-    """The leading part of one weight's difference; None where there is none that a LoRA can hold."""
+    """The leading part of the difference of a unit's weight; None where there is none that a LoRA can hold."""
+    path = unit[0]
     shape = old.checkpoint.shapes[path]
     # a token's vector is not a matrix that a LoRA would multiply
     is_matrix = len(shape) > 1 and "embedding" not in path
-    met = difference.between(path, new, old, keep=is_matrix or len(shape) == 1)
+    if len(unit) > 1:
+        met = difference.of_stacked(unit, new, old)
+    else:
+        met = difference.between(path, new, old, keep=is_matrix or len(shape) == 1)
     if not math.isfinite(met.energy):
         raise InputError(
-            f"{path} holds NaN or infinite numbers", where=new.checkpoint.where, advice="use another checkpoint"
+            f"{name_of(unit)} holds NaN or infinite numbers",
+            where=new.checkpoint.where,
+            advice="use another checkpoint",
         )
     if not is_matrix:
         if met.energy:
@@ -289,11 +309,14 @@ def _kept_energy(layers: list[Layer], tally: _Tally) -> float:
     return 1 - lost / tally.difference if tally.difference else 1.0
 
 
-def _tell_all(tell: Tell, layers: list[Layer], spectra: Mapping[str, Shelved], tally: _Tally, kept: float) -> None:
+def _tell_all(
+    tell: Tell, layers: list[Layer], spectra: Mapping[tuple[str, ...], Shelved], tally: _Tally, kept: float
+) -> None:
     if tally.uncaptured:
         shown = "; ".join(f"{name}: {why}" for name, why in list(tally.uncaptured.items())[:5])
         tell(Warn(f"{len(tally.uncaptured)} differences are not in the LoRA ({shown})"))
-    if capped := [layer.path for layer in layers if layer.rank == MOST_RANK and spectra[layer.path].values.rest > 0]:
+    found = zip(layers, spectra.values(), strict=True)
+    if capped := [layer.path for layer, one in found if layer.rank == MOST_RANK and one.values.rest > 0]:
         tell(Warn(f"{len(capped)} layers have more than {MOST_RANK} ranks; the rest of them is left out ({capped[0]})"))
     tell(Note(f"the LoRA keeps {kept:.2%} of the energy of the difference"))
 

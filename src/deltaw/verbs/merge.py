@@ -6,7 +6,7 @@ Any mix of ranks, alphas, dialects and algorithms; what is written is loaded aga
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from deltaw.algebra.combine import Sum, Term
 from deltaw.algebra.inputs import Inputs
 from deltaw.delta import Delta
 from deltaw.errors import InputError, UsageError
-from deltaw.events import Phase, Saved, Tell, Tick, silent
+from deltaw.events import Saved, Tell, silent
 
 if TYPE_CHECKING:
     import torch
@@ -91,9 +91,9 @@ def merge(
         first = given.terms[0].delta
         frame = Delta(first.family, {}, _triggers(given.terms), _metadata(given.terms), _embeddings(given.terms))
         written = result.write(
-            _sums(given, method, density, generator, tell), frame, Path(out), wanted=wanted,
+            combine.paths(given.terms), _maker(given, method, density, generator), frame, Path(out), wanted=wanted,
             dtype=given.written_dtype(dtype, exact=not wanted.is_set), dialect=dialect, shapes=given.shapes,
-            generator=generator,
+            generator=generator, tell=tell,
         )  # fmt: skip
     tell(Saved(str(out), written.n_bytes, f"{written.n_modules} modules, relative error {written.error:.1e}"))
     kept = budget.overall(written.layers)[1]
@@ -121,22 +121,16 @@ def _require_usable(
         inputs.require_other(path, out)
 
 
-def _sums(
-    given: Inputs, method: str, density: float, generator: torch.Generator, tell: Tell
-) -> Iterator[tuple[str, Sum]]:
-    """Every module's sum, made when it is asked for."""
-    everything = combine.paths(given.terms)
-    tell(Phase("sum", len(everything), "modules"))
-    for i, path in enumerate(everything):
-        shape = given.shapes[path]
+def _maker(given: Inputs, method: str, density: float, generator: torch.Generator) -> Callable[[str], Sum]:
+    def sum_of(path: str) -> Sum:
         try:
             if method == "sum":
-                yield path, combine.sum_of(path, given.terms, shape, given.weight)
-            else:
-                yield path, combine.resolved(path, given.terms, shape, method, density, generator, given.weight)
+                return combine.sum_of(path, given.terms, given.shapes[path], given.weight)
+            return combine.resolved(path, given.terms, given.shapes[path], method, density, generator, given.weight)
         except ValueError as error:
             raise inputs.needs_base(error, path) from error
-        tell(Tick(i + 1))
+
+    return sum_of
 
 
 def _triggers(terms: Sequence[Term]) -> tuple[str, ...]:

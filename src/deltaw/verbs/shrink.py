@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltaw.algebra import budget, combine, inputs, result
 from deltaw.algebra.budget import Layer
 from deltaw.algebra.combine import Sum
-from deltaw.algebra.inputs import Inputs
 from deltaw.delta import Delta
-from deltaw.events import Phase, Saved, Tell, Tick, silent
+from deltaw.events import Saved, Tell, silent
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,17 @@ def shrink(
     wanted = wanted if wanted.is_set else budget.Budget(energy=1.0)
     with inputs.opened([(file, 1.0)], tell, strict=strict, base=base) as given:
         delta = given.terms[0].delta
+
+        def sum_of(path: str) -> Sum:
+            try:
+                return combine.sum_of(path, given.terms, given.shapes[path], given.weight)
+            except ValueError as error:
+                raise inputs.needs_base(error, file) from error
+
         written = result.write(
-            _sums(given, file, tell), replace(delta, metadata=_metadata(delta)), Path(out), wanted=wanted,
+            combine.paths(given.terms), sum_of, replace(delta, metadata=_metadata(delta)), Path(out), wanted=wanted,
             dtype=given.written_dtype(dtype, exact=False), dialect=dialect or _holding(given.dialects[0]), shapes=given.shapes,
-            generator=inputs.seeded(0),
+            generator=inputs.seeded(0), tell=tell,
         )  # fmt: skip
     before = sum(
         f.stat().st_size for f in ([Path(file)] if Path(file).is_file() else Path(file).rglob("*")) if f.is_file()
@@ -80,17 +85,6 @@ def shrink(
     tell(Saved(str(out), written.n_bytes, f"{written.n_modules} modules, relative error {written.error:.1e}"))
     kept = budget.overall(written.layers)[1]
     return ShrinkReport(Path(out), before, written.n_bytes, written.layers, written.error, kept)
-
-
-def _sums(given: Inputs, file: str | Path, tell: Tell) -> Iterator[tuple[str, Sum]]:
-    everything = combine.paths(given.terms)
-    tell(Phase("spectra", len(everything), "modules"))
-    for i, path in enumerate(everything):
-        try:
-            yield path, combine.sum_of(path, given.terms, given.shapes[path], given.weight)
-        except ValueError as error:
-            raise inputs.needs_base(error, file) from error
-        tell(Tick(i + 1))
 
 
 def _holding(dialect: str) -> str:
