@@ -8,6 +8,7 @@ nearest name, and all mistakes are reported at once.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 import types
 import typing
@@ -20,6 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from deltaw.errors import DeltawError, InputError, UsageError, refuse_all
 
+MOST_RATE = 0.1
+"""Of AdamW, whose steps are as long as the rate, whatever the gradient; a LoRA's own numbers are about that large."""
+MOST_STEPS = 1_000_000
+MOST_SEED = 2**63 - 1
 AnyPath = Annotated[Path, Strict(False)]
 
 
@@ -31,24 +36,28 @@ def _option(help_text: str, *, visible: bool = False, **limits: Any) -> Any:
 class TrainOptions(BaseModel):
     """The options of `deltaw train`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     base: str | None = _option("Base model: a diffusers folder or a hub id. Default: the bundled one.", visible=True)
     out: AnyPath | None = _option("Result folder. Default: runs/NAME, NAME being the picture folder's.", visible=True)
     trigger: str | None = _option("Word put before every caption that lacks it; it calls the result up.", visible=True)
-    steps: int | None = _option("Optimizer steps. More learn more, and then learn by heart.", visible=True, ge=1)
+    steps: int | None = _option(
+        "Optimizer steps. More learn more, and then learn by heart.", visible=True, ge=1, le=MOST_STEPS
+    )
     rank: int | None = _option(
         "Rank r of ΔW = B·A: the room for what is learnt, and the file size.", visible=True, ge=1
     )
     alpha: float | None = _option("ΔW is scaled by alpha / rank. Default: alpha = rank.", visible=True, gt=0)
     lr: float | None = _option(
-        "Peak learning rate. Twice as much learns faster, then breaks.", visible=True, gt=0, le=1
+        "Peak learning rate. Twice as much learns faster, then breaks.", visible=True, gt=0, le=MOST_RATE
     )
     batch: int | None = _option("Pictures per step. Costs memory in proportion; steadier learning.", visible=True, ge=1)
     resolution: int | None = _option(
         "Side of a square picture in pixels; others get its area.", visible=True, ge=32, multiple_of=8
     )
-    seed: int | None = _option("Seed of everything random; the same one gives the same file.", visible=True, ge=0)
+    seed: int | None = _option(
+        "Seed of everything random; the same one gives the same file.", visible=True, ge=0, le=MOST_SEED
+    )
     dialect: str | None = _option(
         "Key names of the result: kohya (every tool reads it), diffusers, peft.", visible=True
     )
@@ -69,6 +78,7 @@ class TrainOptions(BaseModel):
     snapshots: int | None = _option("How many times the run is saved and judged, the end included.", ge=1)
     stop: bool | None = _option("End the run early where further steps have stopped paying.")
     until: int | None = _option("Step that is reached whatever the curve says; no early stop before it.", ge=0)
+    final_all: bool | None = _option("At the end train anew on all pictures for the recommended number of steps.")
     prompts: list[str] | None = _option("Prompts of the contact sheet.", min_length=1)
     sample_steps: int | None = _option("Denoising steps of the contact sheet.", ge=1)
     guidance: float | None = _option("Classifier-free guidance of the contact sheet.", ge=0)
@@ -187,7 +197,28 @@ def _explained(detail: Any, origin: Mapping[str, str]) -> UsageError:
         return UsageError(f"unknown option {key!r}", where=where, advice=advice)
     info = TrainOptions.model_fields.get(str(detail["loc"][0]))
     return UsageError(
-        f"{key} = {detail['input']!r} is refused: {detail['msg'].lower()}",
-        where=where,
-        expected=(info.description or "") if info else "",
-    )
+        f"{key} = {detail['input']!r} is refused: {detail['msg'].lower()}", where=where,
+        expected=(info.description or "") if info else "", advice=_nearest(detail),
+    )  # fmt: skip
+
+
+def _nearest(detail: Any) -> str:
+    """The valid value that is nearest to a refused one, or ""."""
+    value, limits = detail["input"], detail.get("ctx", {})
+    if detail["type"] == "multiple_of" and isinstance(value, int):
+        step = limits["multiple_of"]
+        return f"take {value // step * step} or {(value // step + 1) * step}"
+    if detail["type"] in ("greater_than_equal", "less_than_equal"):
+        return f"take {limits.get('ge', limits.get('le'))}"
+    if detail["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", limits["expected"])
+        near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.3)
+        return f"did you mean {near[0]}?" if near else ""
+    if isinstance(value, float) and value.is_integer():
+        return f"take {value:.0f}"
+    if isinstance(value, str) and detail["type"] in ("float_type", "int_type"):
+        try:
+            return f"write it without quotes: {float(value):g}"
+        except ValueError:
+            return ""
+    return ""

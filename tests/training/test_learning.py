@@ -135,3 +135,20 @@ def test_the_report_holds_drift_and_copies_of_every_snapshot(
     assert all(d.called > 0 for d in report.drifts.values())
     assert list(report.copies.nearest) == [f"step {s}" for s in (2, 4, 6, 8, 10)]
     assert all(len(found) == 2 for found in report.copies.nearest.values()), "the prompt, and the style words alone"
+
+
+def test_the_last_training_takes_all_pictures_where_that_is_asked_for(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, curve: Callable[..., None]
+) -> None:
+    curve(OVERFIT)
+    heard: list[Event] = []
+    report = train(pictures(9), tiny_base, tmp_path / "out", heard, "final_all=true")
+    assert [e.step for e in heard if isinstance(e, Step)] == [1, 2, 3, 4, 5, 6, 1, 2], "as long as the choice took"
+    assert (report.retrained, report.recommended_step) == (9, 2)
+    assert not _same(report.file, tmp_path / "out" / "snapshots" / "blocks-000002.safetensors")
+    assert tensorfile.read_header(report.file).metadata["ss_num_train_images"] == "9"
+    assert "trained anew on all 9 pictures for 2 steps; without the held out ones: held-out loss" in report.verdict
+    assert list(report.copies.nearest)[-1] == "all 9 pictures"
+    before = report.file.read_bytes()
+    again = deltaw.train(tmp_path / "blocks", out=tmp_path / "out", resume=True)
+    assert again.file.read_bytes() == before

@@ -13,7 +13,6 @@ from torch import Tensor
 from deltaw import formats, sheet, tensorfile
 from deltaw.data.feed import Feed
 from deltaw.events import Phase, Saved, Tick
-from deltaw.judge.choice import Choice
 from deltaw.judge.columns import Column
 from deltaw.judge.nearness import Gallery, Limits, Nearest
 from deltaw.training import asking
@@ -55,30 +54,30 @@ class _Row:
     pictures: Sequence[Image.Image]
 
 
-def draw(session: Session, data: Feed, choice: Choice) -> Drawn:
-    """Base, snapshots and a recommended mean, on the same prompts and seeds.
+def draw(session: Session, data: Feed, result: str) -> Drawn:
+    """Base, snapshots and, where it is none of them, the file itself, on the same prompts and seeds.
 
     Args:
         session: of the run.
         data: the latents of the trained pictures.
-        choice: what is recommended.
+        result: the name of what the file holds.
     """
     columns, folder = asking.columns(session.plan), session.folder
     painter = Painter(session.base, str(session.device), session.plan.settings.dtype)
-    rows = _rows(session, painter, columns, choice)
-    labels = [f"{row.name}\nrecommended" if row.name == choice.best.name else row.name for row in rows]
+    rows = _rows(session, painter, columns, result)
+    labels = [f"{row.name}\nrecommended" if row.name == result else row.name for row in rows]
     with tensorfile.replacing(folder.sheet) as temporary:
         sheet.grid([row.pictures for row in rows], labels, [c.label for c in columns]).save(temporary, "PNG")
     session.tell(Saved(str(folder.sheet), folder.sheet.stat().st_size, "contact sheet"))
-    return Drawn(folder.sheet, _copies(session, data, painter, columns, rows, choice))
+    return Drawn(folder.sheet, _copies(session, data, painter, columns, rows, result))
 
 
-def _rows(session: Session, painter: Painter, columns: Sequence[Column], choice: Choice) -> list[_Row]:
+def _rows(session: Session, painter: Painter, columns: Sequence[Column], result: str) -> list[_Row]:
     settings, folder = session.plan.settings, session.folder
     files = [("base", None)]
     files += [(f"step {s}", folder.snapshot(s)) for s in session.plan.marks if folder.snapshot(s).exists()]
-    if choice.best.n_averaged > 1:
-        files.append((choice.best.name, folder.result))
+    if result not in dict(files):
+        files.append((result, folder.result))
     session.tell(Phase("draw the contact sheet", len(files) * len(columns), "pictures"))
     recipes = [
         Recipe(c.prompt, "", c.seed, settings.sample_steps, settings.guidance, settings.resolution,
@@ -95,7 +94,7 @@ def _rows(session: Session, painter: Painter, columns: Sequence[Column], choice:
 
 
 def _copies(
-    session: Session, data: Feed, painter: Painter, columns: Sequence[Column], rows: Sequence[_Row], choice: Choice
+    session: Session, data: Feed, painter: Painter, columns: Sequence[Column], rows: Sequence[_Row], result: str
 ) -> Copies:  # fmt: skip
     """Of every row but the base's; the trained pictures are shown as the base's VAE sees them, as the drawn ones are."""
     h, w = rows[0].latents.shape[2:]
@@ -103,7 +102,7 @@ def _copies(
     called = [i for i, column in enumerate(columns) if column.called]
     limits = gallery.limits(rows[0].latents[called])
     found = {row.name: tuple(gallery.nearest(row.latents[called], limits)) for row in rows[1:]}
-    shown = next(row for row in rows if row.name == choice.best.name)
+    shown = next(row for row in rows if row.name == result)
     nearest = found[shown.name]
     trained = [gallery.latents[n.index].flip(-1) if n.mirrored else gallery.latents[n.index] for n in nearest]
     pictures = [[shown.pictures[i] for i in called], painter.decode(torch.stack(trained))]

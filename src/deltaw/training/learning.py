@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from deltaw.data.feed import Feed
 from deltaw.errors import Interrupted
 from deltaw.events import Note, Phase, Tick
 from deltaw.judge.choice import Candidate, Choice
-from deltaw.training import asking, averaging, diagnose, keeping, loop, optim, verify
+from deltaw.training import asking, averaging, diagnose, keeping, loop, optim, plan, verify
 from deltaw.training.judging import Judge
 from deltaw.training.loop import Run, Work
 from deltaw.training.session import Session
@@ -29,6 +29,7 @@ class Learnt:
         stopped: the step at which further ones had stopped paying, 0 if none.
         proof: of the file.
         losses: per step, as trained.
+        retrained: pictures that the file was trained anew on, the held out ones among them; 0 if it was not.
         n_skipped: steps without a finite loss or gradient.
         steps_per_s: of the training loop alone.
     """
@@ -37,8 +38,14 @@ class Learnt:
     stopped: int
     proof: Proof
     losses: tuple[float, ...]
+    retrained: int
     n_skipped: int
     steps_per_s: float
+
+    @property
+    def name(self) -> str:
+        """Of what the file holds."""
+        return f"all {self.retrained} pictures" if self.retrained else self.choice.best.name
 
 
 class _Kept:
@@ -76,6 +83,7 @@ def learn(
     clock, n_steps = session.clock, session.plan.settings.steps
     with clock.phase("load"):
         work, run = _load(session, data)
+        initial = {name: p.detach().clone() for name, p in work.wrapped.parameters().items()}
     with clock.phase("try"):
         session.outlook.try_step(work, session.tell)
     with clock.phase("judge and save"):
@@ -93,10 +101,17 @@ def learn(
     with clock.phase("judge and save"):
         _ask_means(session, work, judge, kept)
     chosen = judge.choose()
-    with clock.phase("write and prove"):
+    written = session
+    if session.plan.settings.final_all and session.plan.held_out:
+        with clock.phase("train on all"):
+            verify.put(work.wrapped, initial)
+            written = _retrain(session, work, chosen.best.step, stop_asked)
+    else:
         _hold(session, work, chosen.best, kept)
-        proof = keeping.finish(session, work, judge.questions, chosen.best.step)
-    return Learnt(chosen, run.step if run.ended else 0, proof, tuple(run.losses), run.n_skipped, speed)
+    with clock.phase("write and prove"):
+        proof = keeping.finish(written, work, judge.questions, chosen.best.step)
+    retrained = len(written.plan.training) if written is not session else 0
+    return Learnt(chosen, run.step if run.ended else 0, proof, tuple(run.losses), retrained, run.n_skipped, speed)
 
 
 def _load(session: Session, data: Feed) -> tuple[Work, Run]:
@@ -105,15 +120,19 @@ def _load(session: Session, data: Feed) -> tuple[Work, Run]:
     session.tell(Phase("load the base"))
     unet = session.base.denoiser(session.device, session.dtype)
     wrapped = inject.wrap(unet, settings.targets, settings.rank, settings.alpha, loop.seeded(settings.seed, "init", 0))
-    parameters = wrapped.parameters()
-    optimizer = optim.ALL[settings.optimizer](parameters.values(), settings.lr, settings.weight_decay)
     work = Work(session.base, unet, wrapped, data, session.plan, session.device, session.dtype)
-    n_params = sum(p.numel() for p in parameters.values())
+    n_params = sum(p.numel() for p in wrapped.parameters().values())
     session.tell(
         Note(f"{len(wrapped.modules)} modules get a LoRA of rank {settings.rank}: {n_params:,} numbers to train")
     )
     keeping.rehearse(session, work)
-    return work, Run(0, [], optimizer)
+    return work, _beginning(work)
+
+
+def _beginning(work: Work) -> Run:
+    settings = work.plan.settings
+    make = optim.ALL[settings.optimizer]
+    return Run(0, [], make(work.wrapped.parameters().values(), settings.lr, settings.weight_decay))
 
 
 def _start(session: Session, work: Work, run: Run, judge: Judge, saved: State | None, other: bool) -> None:
@@ -151,6 +170,28 @@ def _train(
     if run.ended:
         session.tell(Note(f"stopped at step {run.step} of {session.plan.settings.steps}: further steps have stopped paying "
                           "(--set stop=false goes on all the same)"))  # fmt: skip
+
+
+def _retrain(session: Session, work: Work, n_steps: int, stop_asked: Callable[[], bool]) -> Session:
+    """Trains anew with the held out pictures, for as long as the choice took; the session that the file belongs to.
+
+    The rate goes the same way as before, so that only the pictures differ from what was judged.
+    """
+    everyone = plan.on_all(session.plan, n_steps)
+    again = replace(work, plan=everyone)
+    run = _beginning(again)
+
+    def end(run: Run) -> None:
+        run.ended = True
+
+    session.tell(Phase(f"train anew on all {len(everyone.training)} pictures", n_steps, "steps"))
+    loop.train(again, run, end, stop_asked, session.tell)
+    if not run.ended:
+        raise Interrupted(
+            f"stopped after step {run.step} of {n_steps} on all pictures; the run before that is saved",
+            where=session.folder.path, advice=f"go on with the same command and --resume --out {session.folder.path}",
+        )  # fmt: skip
+    return replace(session, plan=everyone)
 
 
 def _ask_means(session: Session, work: Work, judge: Judge, kept: _Kept) -> None:

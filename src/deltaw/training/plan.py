@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Settings:
     snapshots: int
     stop: bool
     until: int
+    final_all: bool
     prompts: tuple[str, ...]
     sample_steps: int
     guidance: float
@@ -142,15 +143,26 @@ def make(given: Given, base: StableDiffusion, dataset: Dataset, alike: Sequence[
     if settings.optimizer not in optim.ALL:
         raise UsageError(f"unknown optimizer {settings.optimizer!r}", where="optimizer", expected=", ".join(optim.ALL))
     formats.named(settings.dialect)
-    members: dict[tuple[int, int], list[int]] = {}
-    for index in training:
-        members.setdefault(sizes[index], []).append(index)
-    sampler = Sampler(members, settings.batch, settings.seed)
+    sampler = _sampler(sizes, training, settings)
     notes = [*_duplicate_notes(dataset, alike), *_caption_notes(captions), *_sampler_notes(sampler, settings)]
     return Plan(
         settings, choose.values, captions, sizes, training, held_out, sampler, marks(settings.steps, settings.snapshots),
         tuple(notes),
     )  # fmt: skip
+
+
+def on_all(plan: Plan, n_steps: int) -> Plan:
+    """The same plan with the held out pictures trained too, to be ended after `n_steps`."""
+    everyone = tuple(sorted((*plan.training, *plan.held_out)))
+    sampler = _sampler(plan.sizes_px, everyone, plan.settings)
+    return replace(plan, training=everyone, held_out=(), sampler=sampler, marks=(n_steps,))
+
+
+def _sampler(sizes_px: Sequence[tuple[int, int]], indices: Sequence[int], settings: Settings) -> Sampler:
+    members: dict[tuple[int, int], list[int]] = {}
+    for index in indices:
+        members.setdefault(sizes_px[index], []).append(index)
+    return Sampler(members, settings.batch, settings.seed)
 
 
 def with_trigger(caption: str, trigger: str) -> str:
@@ -205,6 +217,7 @@ def _choose_length(choose: _Chooser, base: StableDiffusion, n_training: int, dev
     if until > steps:
         steps = until
         choose.values["steps"] = Value(steps, choose.values["until"].origin, "as many as `until` asks for")
+    choose.pick("final_all", False, "what was judged is what is written", "default")
     choose.pick("stop", True, "ends the run at a mark where further steps have stopped paying", "default")
     choose.pick("lr", 1e-4, "the common ground of U-Net LoRAs with AdamW")
     choose.pick("warmup_steps", min(max(1, steps // 20), 100), "5 % of the run")
@@ -214,7 +227,7 @@ def _choose_length(choose: _Chooser, base: StableDiffusion, n_training: int, dev
 
 def _held_out_default(n: int) -> tuple[int, str]:
     if n < 8:
-        return 0, f"{n} pictures are too few to spare one; the loss is measured on training pictures"
+        return 0, f"{n} pictures are too few to spare one; the loss is measured on trained ones, moved"
     return min(8, max(1, round(n / 10))), "a tenth, to see learning from memorising"
 
 

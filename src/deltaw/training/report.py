@@ -23,7 +23,8 @@ class Report:
     Args:
         file: the LoRA. `folder`: everything about the run. `sheet`: the contact sheet.
         n_bytes: size of the file.
-        choice: which snapshot the file is, and why.
+        choice: which snapshot the file is, and why. `name`: of what the file holds.
+        retrained: pictures that the file was trained anew on for as many steps, the held out ones too; 0 if it was not.
         best: its score against the base.
         scores: per snapshot, against the base.
         n_steps: planned. `stopped`: where further steps had stopped paying, 0 if nowhere.
@@ -42,6 +43,8 @@ class Report:
     sheet: Path
     n_bytes: int
     choice: Choice
+    name: str
+    retrained: int
     best: Score
     scores: tuple[Score, ...]
     n_steps: int
@@ -79,16 +82,18 @@ class Report:
         change = self.best.change
         reach = f", 95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f} %" if self.best.n > 1 else ""
         gain = f"{self.kind} {100 * change.mean:+.1f} % against the base{reach}"
-        return f"Use {self.file.name} ({self.choice.best.name} of {self.n_steps}; {gain}): {self._next()}."
+        anew = f"trained anew on all {self.retrained} pictures for {self.recommended_step} steps; without the held out ones: "
+        what = anew if self.retrained else f"{self.choice.best.name} of {self.n_steps}; "
+        return f"Use {self.file.name} ({what}{gain}): {self._next()}."
 
     def _next(self) -> str:
         last = self.scores[-1]
         if change := self.choice.falling:
             more = round(last.step * MORE)
             return f"more steps would pay, as the loss still fell by {-change:.1%} up to the last snapshot; try --steps {more}"
-        copied = self.copies.count(self.choice.best.name, "copied")
+        copied = self.copies.count(self.name, "copied")
         if copied:
-            of = len(self.copies.nearest[self.choice.best.name])
+            of = len(self.copies.nearest[self.name])
             return f"but {copied} of {of} pictures drawn with it copy a trained one; train on more pictures, or for fewer steps"
         rise = last.loss / self.best.loss - 1
         if rise > WORTH:
