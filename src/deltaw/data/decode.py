@@ -137,7 +137,8 @@ def _decode(file: io.BufferedReader, kind: sniff.Kind) -> tuple[Image.Image, tup
             image, turned = _upright(image)
             image, coloured = to_srgb(image)
     except BROKEN as error:
-        raise InputError(_damage(kind, error), advice=sniff.FETCH_AGAIN) from error
+        advice = "scale it down" if isinstance(error, Image.DecompressionBombError | MemoryError) else sniff.FETCH_AGAIN
+        raise InputError(_damage(kind, error), advice=advice) from error
     return image, (*frames, *turned, *coloured)
 
 

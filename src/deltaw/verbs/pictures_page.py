@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ STORED_SCALE = 2
 MOST_THUMBS = 600
 """Pictures with a thumbnail; a page of them weighs some 10 MB."""
 MOST_IN_A_FINDING = 24
+MOST_CAPTION = 600
+"""Characters of a caption that are shown."""
 WORTH_DRAWING = 0.01
 """A smaller share cut off is not drawn: its line would hide more than it shows."""
 
@@ -112,7 +115,7 @@ def _card(number: int, picture: Picture, bucket_px: buckets.Size) -> Card:
         number, picture.name, _webp(image), max(1, round(w * scale)), max(1, round(h * scale)),
         100 * left / w, 100 * top / h, 100 * (w - right) / w, 100 * (h - bottom) / h,
         f"{w}×{h}", f"{bucket_px[0]}×{bucket_px[1]}", f"{share:.0%}" if share > WORTH_DRAWING else "",
-        picture.caption, picture.caption_source,
+        textwrap.shorten(picture.caption, MOST_CAPTION, placeholder=" …"), picture.caption_source,
         (*picture.notes, *([f"enlarged {grown:.1f} times"] if grown > 1 else [])),
     )  # fmt: skip
 
