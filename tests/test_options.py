@@ -75,6 +75,27 @@ def test_mistakes_are_named(flags: dict[str, str], settings: list[str], words: s
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("setting", "nearest"),
+    [
+        ("lr=1", "take 0.1"), ("resolution=513", "take 512 or 520"), ("batch=0", "take 1"), ("steps=-1", "take 1"),
+        ("steps=1e3", "take 1000"), ("dtype=fp16", "did you mean float16?"), ("lr='1e-4'", "without quotes: 0.0001"),
+        ("steps=999999999999", "take 1000000"), ("duplicates=one", "did you mean once?"),
+    ],
+)  # fmt: skip
+def test_the_nearest_valid_value_is_named(setting: str, nearest: str) -> None:
+    with pytest.raises(UsageError) as told:
+        options.parse({}, [setting])
+    assert nearest in told.value.advice
+    assert setting.split("=")[0] in told.value.where
+
+
+@pytest.mark.parametrize("setting", ["alpha=inf", "clip=nan", "lr=inf", "seed=99999999999999999999"])
+def test_numbers_that_would_fail_late_are_refused(setting: str) -> None:
+    with pytest.raises(UsageError, match="is refused"):
+        options.parse({}, [setting])
+
+
 def test_a_number_written_as_text_in_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('lr = "1e-4"\nsteps = 2.5\n')
     with pytest.raises(ManyErrors) as caught:
