@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+PRICE = 0.001
+"""The share of the loss that an earlier snapshot may cost, however large the noise is."""
 WORTH = 0.005
-"""A share of the loss below which nobody tells two snapshots apart: what noise may cost, and what a step must bring."""
+"""The share of the loss that the way from one mark to the next must bring to be worth it."""
 PATIENCE = 2
 """Marks without a new best that are waited for before a run stops."""
 
@@ -58,16 +60,16 @@ def choose(snapshots: Sequence[Candidate], averages: Sequence[Candidate] = ()) -
     """The earliest snapshot within noise of the best one; a mean of several only where it is better beyond noise.
 
     "Within noise" is a standard error, as in Breiman et al. 1984 (the one-standard-error rule), and never more than
-    `WORTH`: few pictures make much noise, which must not buy a snapshot that is visibly worse.
+    `PRICE`: few pictures make much noise, which must not buy a snapshot that is worse.
 
     Args:
         snapshots: in the order of their steps.
         averages: means of them.
     """
     lowest = min(snapshots, key=lambda c: c.loss)
-    early = next(c for c in snapshots if as_good(c, lowest))
+    early = next(c for c in snapshots if _as_good(c, lowest))
     falling = trend(snapshots)
-    means = [c for c in averages if _better(c, lowest)]
+    means = [c for c in averages if better(c, lowest)]
     if means:
         best = min(means, key=lambda c: c.loss)
         return Choice(best, f"it is better than every snapshot beyond noise ({_gap(best, lowest):+.1%})", falling)
@@ -78,7 +80,7 @@ def choose(snapshots: Sequence[Candidate], averages: Sequence[Candidate] = ()) -
 
 def trend(snapshots: Sequence[Candidate]) -> float | None:
     """By how much the loss fell between the last two snapshots, relative; None if that is noise or not worth a step."""
-    if len(snapshots) < 2 or not _better(snapshots[-1], snapshots[-2]):
+    if len(snapshots) < 2 or not better(snapshots[-1], snapshots[-2]):
         return None
     change = _gap(snapshots[-1], snapshots[-2])
     return change if change < -WORTH else None
@@ -92,7 +94,7 @@ def has_stopped_paying(snapshots: Sequence[Candidate]) -> bool:
     losses = [c.loss for c in snapshots]
     since = len(losses) - 1 - losses.index(min(losses))
     lowest = snapshots[len(losses) - 1 - since]
-    return since > PATIENCE or (since == PATIENCE and _better(lowest, snapshots[-1]))
+    return since > PATIENCE or (since == PATIENCE and better(lowest, snapshots[-1]))
 
 
 def noise(difference: Tensor) -> float:
@@ -105,11 +107,11 @@ def noise(difference: Tensor) -> float:
     return max((float(p.std()) / math.sqrt(len(p)) for p in parts if len(p) > 1), default=0.0)
 
 
-def as_good(one: Candidate, lowest: Candidate) -> bool:
-    return one.loss - lowest.loss <= min(noise(one.losses - lowest.losses), WORTH * lowest.loss)
+def _as_good(one: Candidate, lowest: Candidate) -> bool:
+    return one.loss - lowest.loss <= min(noise(one.losses - lowest.losses), PRICE * lowest.loss)
 
 
-def _better(one: Candidate, other: Candidate) -> bool:
+def better(one: Candidate, other: Candidate) -> bool:
     """Beyond noise: by more than two standard errors."""
     return other.loss - one.loss > 2 * noise(one.losses - other.losses)
 

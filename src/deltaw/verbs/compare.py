@@ -172,7 +172,7 @@ def _judged(
         if lowest is not None:
             score = scores.score(i, tried[i].losses, losses[0], torch.ones_like(losses[0]))
             behind = scores.interval((tried[i].losses - lowest.losses).mean(1) / lowest.loss)
-            as_good = choice.as_good(tried[i], lowest)
+            as_good = not choice.better(lowest, tried[i])
         contenders.append(Contender(entry.name, entry.strength, score, behind, as_good, moved[i], nearest[i]))
     best, advice = _advise(contenders)
     return Comparison(tuple(contenders), best, advice, len(losses[0]) if losses else 0, limits, target)
