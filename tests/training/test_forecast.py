@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from deltaw import device as devices
 from deltaw import options
 from deltaw.data.folder import scan
-from deltaw.errors import DeltawError, UsageError
-from deltaw.events import Event, Note, Step, Table
+from deltaw.errors import DeltawError, InputError, UsageError
+from deltaw.events import Event, Note, Phase, Step, Table
 from deltaw.families import sd
 from deltaw.families.blueprint import Blueprint
 from deltaw.families.networks import VARIANTS
@@ -189,3 +192,42 @@ def test_the_bundled_base_has_no_figure_without_its_graph() -> None:
     needs = memory.needs(found, job, "adamw", 0, memory.file_bytes(base))
     assert max(needs, key=lambda need: need.seen_bytes).n_bytes < 2e8
     assert found.draw == found.ask
+
+
+def test_what_could_fail_late_is_tried_first_and_the_forecast_is_judged(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    settings = ["prompts=['a']", "sample_steps=1", "snapshots=1"]
+    run.train(
+        pictures(3), base=str(tiny_base), out=tmp_path / "out", steps=6, rank=2, settings=settings, tell=events.append
+    )
+    phases = [e.name for e in events if isinstance(e, Phase)]
+    wanted = [
+        "foretell memory and disk",
+        "try one sample",
+        "load the base",
+        "try one step of the largest bucket",
+        "train",
+    ]
+    assert [name for name in phases if name in wanted] == wanted
+    assert sum(e.text.startswith("after 5 steps of") for e in events if isinstance(e, Note)) == 1
+    cost = dict(next(e.rows for e in events if isinstance(e, Table) and e.title == "cost"))
+    assert re.fullmatch(r"predicted \d\.\d\d GB, used \d\.\d\d GB: [+-]\d+ %", cost["peak memory, predicted"])
+    assert "time, foretold after the first steps" in cost
+    assert "try" in cost
+
+
+def test_a_base_that_cannot_draw_ends_the_run_before_training(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    broken = Path(shutil.copytree(tiny_base, tmp_path / "broken"))
+    weights = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["decoder.conv_out.weight"].fill_(float("nan"))
+    save_file(tensors, weights)
+    phases: list[str] = []
+    with pytest.raises(InputError, match="the base drew non-finite pixels"):
+        run.train(pictures(2), base=str(broken), out=tmp_path / "out", steps=2, rank=2,
+                  tell=lambda e: phases.append(e.name) if isinstance(e, Phase) else None)  # fmt: skip
+    assert "train" not in phases
