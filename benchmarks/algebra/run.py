@@ -1,10 +1,15 @@
 """Merge, shrink, extract, bake and inspect on true shapes, beside the ways that peers go. Prints a table of ratios.
 
-    python -m benchmarks.algebra.run [--folder DIR] [--only merge,shrink,extract,bake,inspect]
+    python -m benchmarks.algebra.run [--folder DIR] [--only start,merge,extract,bake,inspect]
 
 The dense way is what `svd_merge_lora` and `resize_lora` of sd-scripts do: make the dense ΔW of every module and
 take its whole SVD in float32. It takes minutes, so one module of each shape is timed and counted as often as the
-shape occurs. Each verb runs in a process of its own, whose largest resident memory is read at its end.
+shape occurs. Each verb runs in a process of its own, whose largest resident memory (VmHWM: own pages, libraries and
+mapped files; not the page cache) is read at its end. Its seconds are those of the verb from call to return: reading,
+arithmetic, writing, reading back, comparing. Starting Python and importing torch is told by itself.
+
+Every cost is seconds on the wall and seconds of the processor. Ratios are of processor time, which other work on the
+machine hardly changes; only for baking, which waits for the disk, are they of time on the wall.
 """
 
 from __future__ import annotations
@@ -14,11 +19,14 @@ import collections
 import math
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,40 +38,91 @@ THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 Row = tuple[str, str, str, str, str]
 
 
-def verb(code: str, n_tries: int = 3) -> tuple[float, float]:
-    """The least seconds of the work itself, and the most MB of resident memory that its process ever had."""
+@dataclass(frozen=True)
+class Cost:
+    """Seconds on the wall and of the processor."""
+
+    wall: float
+    cpu: float
+
+    def __str__(self) -> str:
+        return f"{self.wall:.2f} s, CPU {self.cpu:.2f} s"
+
+    @classmethod
+    def least(cls, tries: list[Cost]) -> Cost:
+        """The least of each."""
+        return cls(min(one.wall for one in tries), min(one.cpu for one in tries))
+
+    @classmethod
+    def of(cls, work: Callable[[], object]) -> Cost:
+        """What this process and the children that it waits for take for something."""
+        start, before = time.perf_counter(), _processor()
+        work()
+        return cls(time.perf_counter() - start, _processor() - before)
+
+
+def _processor() -> float:
+    own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime
+
+
+def verb(code: str, n_tries: int = 3) -> tuple[Cost, float]:
+    """The least cost of the work itself, and the most MB of resident memory that its process ever had."""
     tries = [_verb_once(code) for _ in range(n_tries)]
-    return min(seconds for seconds, _ in tries), max(megabytes for _, megabytes in tries)
+    return Cost.least([cost for cost, _ in tries]), max(megabytes for _, megabytes in tries)
 
 
-def _verb_once(code: str) -> tuple[float, float]:
+def _verb_once(code: str) -> tuple[Cost, float]:
     program = (
-        "import pathlib, re, time\nimport torch\nfrom deltaw.verbs.merge import merge\nfrom deltaw.verbs.shrink import shrink\n"
-        "from deltaw.verbs.extract import extract\nfrom deltaw.verbs.bake import bake\n"
-        "start = time.perf_counter()\n"
+        "import gc, pathlib, re, time\nimport torch\nfrom deltaw.verbs.merge import merge\n"
+        "from deltaw.verbs.shrink import shrink\nfrom deltaw.verbs.extract import extract\nfrom deltaw.verbs.bake import bake\n"
+        "gc.collect()  # what importing torch leaves to the collector is a part of importing it\n"
+        "wall, cpu = time.perf_counter(), time.process_time()\n"
         f"{code}\n"
-        "print(time.perf_counter() - start, int(re.search(r'VmHWM:\\s+(\\d+)', pathlib.Path('/proc/self/status').read_text())[1]) / 1000)"
+        "print(time.perf_counter() - wall, time.process_time() - cpu)\n"
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', pathlib.Path('/proc/self/status').read_text())[1]) / 1000)"
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    seconds, megabytes = done.stdout.split()[-2:]
-    return float(seconds), float(megabytes)
+    wall, cpu, megabytes = map(float, done.stdout.split()[-3:])
+    return Cost(wall, cpu), megabytes
 
 
-def dense_svd(shapes: list[tuple[int, ...]], n_terms: int, rank: int) -> float:
-    """Seconds of the dense way over modules of these shapes, one of each timed."""
-    total = 0.0
+def starting(_folder: Path) -> list[Row]:
+    """What every command costs before its verb begins."""
+    code = "import torch, deltaw.verbs.merge, deltaw.verbs.shrink"
+    return [("start: Python, torch, the verbs", str(_process(code, 5)), "", "", "")]
+
+
+def _process(code: str, n_tries: int) -> Cost:
+    command = [sys.executable, "-c", code]
+    return Cost.least([Cost.of(lambda: subprocess.run(command, check=True)) for _ in range(n_tries)])
+
+
+def dense_svd(shapes: list[tuple[int, ...]], n_terms: int, rank: int) -> Cost:
+    """What the dense way costs over modules of these shapes, one of each timed."""
+    total = Cost(0.0, 0.0)
     for shape, count in collections.Counter((s[0], math.prod(s[1:])) for s in shapes).items():
         terms = [(torch.randn(shape[0], rank), torch.randn(rank, shape[1])) for _ in range(n_terms)]
-        tries = []
-        for _ in range(2 if max(shape) <= 2560 else 1):
-            start = time.perf_counter()
+
+        def work(shape: tuple[int, ...] = shape, terms: list[tuple[torch.Tensor, torch.Tensor]] = terms) -> None:
             dense = torch.zeros(shape)
             for up, down in terms:
                 dense += up @ down
             torch.linalg.svd(dense, full_matrices=False)
-            tries.append(time.perf_counter() - start)
-        total += count * min(tries)
+
+        one = Cost.least([Cost.of(work) for _ in range(2 if max(shape) <= 2560 else 1)])
+        total = Cost(total.wall + count * one.wall, total.cpu + count * one.cpu)
     return total
+
+
+def _dense_row(what: str, ours: Cost, dense: Cost, memory: float | None) -> Row:
+    return (
+        what,
+        str(ours),
+        f"dense SVD: {dense}",
+        f"{dense.cpu / ours.cpu:.0f} x",
+        f"{memory:.0f} MB" if memory else "",
+    )
 
 
 def merging(folder: Path) -> list[Row]:
@@ -78,31 +137,22 @@ def merging(folder: Path) -> list[Row]:
         shapes = [listing.modules(variant)[path] for path in made.modules(variant, ends)]
         dense, one = dense_svd(shapes, 2, 32), dense_svd(shapes, 1, 32)
         out = folder / "out.safetensors"
-        exact, _ = verb(f"merge([({str(a)!r}, 0.8), ({str(b)!r}, 0.5)], {str(out)!r})")
+        exact, memory = verb(f"merge([({str(a)!r}, 0.8), ({str(b)!r}, 0.5)], {str(out)!r})")
+        rows.append(_dense_row(f"merge two, {name}, exact", exact, dense, memory))
         cut, memory = verb(f"merge([({str(a)!r}, 0.8), ({str(b)!r}, 0.5)], {str(out)!r}, rank=16)")
-        rows.append(
-            (f"merge two, {name}, exact", f"{exact:.2f} s", f"{dense:.0f} s (dense SVD)", f"{dense / exact:.0f} x", "")
-        )
-        rows.append(
-            (
-                f"merge two, {name}, to rank 16",
-                f"{cut:.2f} s",
-                f"{dense:.0f} s (dense SVD)",
-                f"{dense / cut:.0f} x",
-                f"{memory:.0f} MB",
-            )
-        )
+        rows.append(_dense_row(f"merge two, {name}, to rank 16", cut, dense, memory))
         small, memory = verb(f"shrink({str(a)!r}, {str(out)!r}, rank=16)")
-        rows.append(
-            (
-                f"shrink 32 to 16, {name}",
-                f"{small:.2f} s",
-                f"{one:.0f} s (dense SVD)",
-                f"{one / small:.0f} x",
-                f"{memory:.0f} MB",
-            )
-        )
+        rows.append(_dense_row(f"shrink 32 to 16, {name}", small, one, memory))
+    rows.append(_many(folder))
     return rows
+
+
+def _many(folder: Path) -> Row:
+    """Ten SDXL LoRAs into an exact sum: what is written is twenty times an input, and more than is held."""
+    a, out = folder / "sdxla.safetensors", folder / "out.safetensors"
+    cost, memory = verb(f"merge([({str(a)!r}, 0.1 * (i + 1)) for i in range(10)], {str(out)!r})", n_tries=1)
+    size = out.stat().st_size / 1e9
+    return (f"merge ten, SDXL attention, exact, {size:.1f} GB written", str(cost), "", "", f"{memory:.0f} MB")
 
 
 def extracting(folder: Path) -> list[Row]:
@@ -110,11 +160,13 @@ def extracting(folder: Path) -> list[Row]:
     shapes = [s for p, s in listing.modules("sd1").items() if p.startswith("unet.") and len(s) > 1 and min(s[:2]) > 4]
     dense = dense_svd(shapes, 1, 16)
     out = folder / "x.safetensors"
-    seconds, memory = verb(f"extract({str(tuned)!r}, {str(base)!r}, {str(out)!r}, rank=32)", n_tries=1)
+    cost, memory = verb(f"extract({str(tuned)!r}, {str(base)!r}, {str(out)!r}, rank=32)", n_tries=1)
     worst = residual_ratio(tuned, base, out)
     shutil.rmtree(tuned)
-    return [("extract rank 32, SD 1.5 pair", f"{seconds:.0f} s", f"{dense:.0f} s (dense SVD)", f"{dense / seconds:.0f} x", f"{memory:.0f} MB"),
-            ("its residual beside the optimum's, worst of 6 layers", f"{worst:.4f}", "1", "", "")]  # fmt: skip
+    return [
+        _dense_row("extract rank 32, SD 1.5 pair (float16, 2 × 1.9 GB)", cost, dense, memory),
+        ("its residual beside the optimum's, worst of 6 layers", f"{worst:.4f}", "1", "", ""),
+    ]
 
 
 def residual_ratio(tuned: Path, base: Path, out: Path) -> float:
@@ -150,24 +202,15 @@ def baking(folder: Path) -> list[Row]:
         copied, baked, memory = [], [], 0.0
         for _ in range(3):
             _forget(base) if state == "cold" else _touch(base)
-            start = time.perf_counter()
-            _copy(base, folder / "copy")
-            copied.append(time.perf_counter() - start)
+            copied.append(Cost.of(lambda: _copy(base, folder / "copy")))
             shutil.rmtree(folder / "copy")
             _forget(base) if state == "cold" else _touch(base)
-            seconds, memory = verb(f"bake([({str(lora)!r}, 0.7)], {str(base)!r}, {str(folder / 'baked')!r})", n_tries=1)
-            baked.append(seconds)
+            cost, memory = verb(f"bake([({str(lora)!r}, 0.7)], {str(base)!r}, {str(folder / 'baked')!r})", n_tries=1)
+            baked.append(cost)
             shutil.rmtree(folder / "baked")
-        copy, bake = min(copied), min(baked)
-        rows.append(
-            (
-                f"bake into 1.9 GB, {state}",
-                f"{bake:.1f} s",
-                f"{copy:.1f} s (copy, synced)",
-                f"{bake / copy:.2f} of it",
-                f"{memory:.0f} MB",
-            )
-        )
+        copy, bake = Cost.least(copied), Cost.least(baked)
+        ratio = f"{bake.wall / copy.wall:.2f} of it (CPU {bake.cpu / copy.cpu:.2f})"
+        rows.append((f"bake into 1.9 GB, {state}", str(bake), f"copy, synced: {copy}", ratio, f"{memory:.0f} MB"))
     return rows
 
 
@@ -191,29 +234,15 @@ def _touch(folder: Path) -> None:
 
 def inspecting(folder: Path) -> list[Row]:
     path = folder / "big.safetensors"
-    made.lora("sdxl", "sdxl", made.MORE, 52, path, 0)
+    made.lora("sdxl", "sdxl", made.MORE, 28, path, 0)
     code = f"from deltaw.verbs.inspect import inspect; inspect({str(path)!r}); import sys; assert 'torch' not in sys.modules"
-    seconds = min(_process([sys.executable, "-c", code]) for _ in range(5))
-    torch_alone = min(_process([sys.executable, "-c", "import torch"]) for _ in range(2))
+    cost, torch_alone = _process(code, 5), _process("import torch", 3)
     size = path.stat().st_size / 1e6
-    return [
-        (
-            f"inspect {size:.0f} MB, whole process, all numbers read",
-            f"{seconds:.2f} s",
-            f"{torch_alone:.2f} s (import torch)",
-            f"{torch_alone / seconds:.1f} x",
-            "",
-        )
-    ]
+    what = f"inspect {size:.0f} MB, whole process, all numbers read"
+    return [(what, str(cost), f"import torch: {torch_alone}", f"{torch_alone.cpu / cost.cpu:.1f} x", "")]
 
 
-def _process(command: list[str]) -> float:
-    start = time.perf_counter()
-    subprocess.run(command, check=True)
-    return time.perf_counter() - start
-
-
-PARTS = {"merge": merging, "extract": extracting, "bake": baking, "inspect": inspecting}
+PARTS = {"start": starting, "merge": merging, "extract": extracting, "bake": baking, "inspect": inspecting}
 
 
 def main() -> None:

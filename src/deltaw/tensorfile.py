@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -186,10 +186,16 @@ def stream(
     names = order(described)
     head = _head(names, described, metadata or {})
     with replacing(path) as temporary:
-        with temporary.open("wb", buffering=0) as file, _syncing(file):
+        with temporary.open("wb", buffering=0) as file, _syncing(file), _copying(temporary) as copy:
             _write_all(file, memoryview(head))
             for name in names:
-                _put(file, name, described[name], get(name), path)
+                begin = file.tell()
+                made = get(name)
+                if isinstance(made, Region):
+                    copy(_fitting(made, name, described[name], path), begin)
+                    file.seek(made.n_bytes, os.SEEK_CUR)
+                else:
+                    _put(file, name, described[name], made, path)
         header = read_header(temporary)
         if {name: (i.dtype, i.shape) for name, i in header.tensors.items()} != dict(described) or header.extra_bytes:
             raise DeltawError("the file read back differs from what was written", where=path, advice="check the disk")
@@ -227,19 +233,15 @@ def _head(names: list[str], described: Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def _put(
-    file: IO[bytes], name: str, described: tuple[str, tuple[int, ...]],
-    made: torch.Tensor | Iterator[torch.Tensor] | Region, path: str | Path,
+    file: IO[bytes], name: str, described: tuple[str, tuple[int, ...]], made: torch.Tensor | Iterator[torch.Tensor],
+    path: str | Path,
 ) -> None:  # fmt: skip
-    dtype, shape = described
-    if isinstance(made, Region):
-        if made.n_bytes != DTYPE_BYTES[dtype] * prod(shape):
-            raise DeltawError(f"{name} has {made.n_bytes} bytes, not those of {dtype} {shape}", where=path)
-        made.copy_to(file)
-    elif isinstance(made, Iterator):
+    shape = described[1]
+    if isinstance(made, Iterator):
         n_rows = 0
         for block in made:
             n_rows += block.shape[0]
-            _put_tensor(file, name, (dtype, (block.shape[0], *shape[1:])), block, path)
+            _put_tensor(file, name, (described[0], (block.shape[0], *shape[1:])), block, path)
         if n_rows != shape[0]:
             raise DeltawError(f"{name} has {n_rows} rows, not {shape[0]}", where=path)
     else:
@@ -259,6 +261,33 @@ def append(file: IO[bytes], tensor: torch.Tensor) -> None:
     import torch
 
     _write_all(file, tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _fitting(region: Region, name: str, described: tuple[str, tuple[int, ...]], path: str | Path) -> Region:
+    if region.n_bytes != DTYPE_BYTES[described[0]] * prod(described[1]):
+        raise DeltawError(f"{name} has {region.n_bytes} bytes, not those of {described[0]} {described[1]}", where=path)
+    return region
+
+
+@contextlib.contextmanager
+def _copying(path: Path) -> Iterator[Callable[[Region, int], None]]:
+    """Gives what copies a region to an offset of the file, in the background: other tensors are made meanwhile.
+
+    Regions have to be of files whose position nobody else moves.
+    """
+    waiting: list[Future[None]] = []
+
+    def copy_one(region: Region, begin: int) -> None:
+        target.seek(begin)
+        region.copy_to(target)
+
+    with path.open("r+b", buffering=0) as target, ThreadPoolExecutor(1) as pool:
+        try:
+            yield lambda region, begin: waiting.append(pool.submit(copy_one, region, begin))
+            for copied in waiting:
+                copied.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

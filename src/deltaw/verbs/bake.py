@@ -141,14 +141,16 @@ def _write(
     described = {key: (info.dtype, info.shape) for key, info in header.tensors.items()}
     n_done = itertools.count(1)
 
-    def get(key: str) -> Iterator[torch.Tensor] | tensorfile.Region:
-        if key not in touched:
-            return reader.handles[file].region(key)
-        tell(Tick(next(n_done), key))
-        return _changed(key, touched[key], reader.handles[file], reader, terms, loss)
-
     if touched:
-        return tensorfile.stream(target, described, get, header.metadata)
+        with tensorfile.lazy(file) as plain:
+
+            def get(key: str) -> Iterator[torch.Tensor] | tensorfile.Region:
+                if key not in touched:
+                    return plain.region(key)
+                tell(Tick(next(n_done), key))
+                return _changed(key, touched[key], reader.handles[file], reader, terms, loss)
+
+            return tensorfile.stream(target, described, get, header.metadata)
     with tensorfile.replacing(target) as temporary:
         shutil.copyfile(file, temporary)
     return target.stat().st_size

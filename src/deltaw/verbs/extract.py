@@ -118,6 +118,7 @@ def extract(
         inputs.require_other(path, out)
     wanted = budget.parse(rank, energy, size)
     wanted = wanted if wanted.is_set else Budget(energy=0.99)
+    kind = inputs.dtype_named(dtype or "float16")
     changed, original = open_checkpoint(tuned), open_checkpoint(base)
     if changed.family != original.family:
         raise InputError(f"this is {changed.family.title}, the base is {original.family.title}", where=tuned,
@@ -127,7 +128,7 @@ def extract(
         spectra = _spectra(changed, original, wanted, tally, full_norms, seed, tell, kept, dialect)
         tally.uncaptured.update(_outside(changed, original))
         _require_related(tuned, base, tally, force, bool(spectra or tally.full))
-        layers, makers = _cut(spectra, original, wanted, dialect, inputs.dtype_named(dtype or "float16"))
+        layers, makers = _cut(spectra, original, wanted, dialect, kind)
         makers |= {path: partial(Update, update.algorithm, update.tensors) for path, update in tally.full.items()}
         made = Delta(original.family.name, OnDemand(makers, Path(out)))
         with tensorfile.replacing(out) as temporary:
