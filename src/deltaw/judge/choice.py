@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 PRICE = 0.001
 """The share of the loss that an earlier snapshot may cost, however large the noise is."""
-WORTH = 0.005
-"""The share of the loss that the way from one mark to the next must bring to be worth it."""
+WORTH = 0.01
+"""The share of the loss that half as many steps again must bring to be worth it."""
 PATIENCE = 2
 """Marks without a new best that are waited for before a run stops."""
 
@@ -48,15 +48,15 @@ class Choice:
     Args:
         best: the candidate that is recommended.
         reason: why, as a sentence goes on after a colon.
-        falling: change of the loss from the last snapshot but one to the last, relative; None where it has settled.
+        further: what half as many steps again would change of the loss, relative; None where it is not worth it.
     """
 
     best: Candidate
     reason: str
-    falling: float | None
+    further: float | None
 
 
-def choose(snapshots: Sequence[Candidate], averages: Sequence[Candidate] = ()) -> Choice:
+def choose(snapshots: Sequence[Candidate], averages: Sequence[Candidate] = (), further: float | None = None) -> Choice:
     """The earliest snapshot within noise of the best one; a mean of several only where it is better beyond noise.
 
     "Within noise" is a standard error, as in Breiman et al. 1984 (the one-standard-error rule), and never more than
@@ -65,25 +65,53 @@ def choose(snapshots: Sequence[Candidate], averages: Sequence[Candidate] = ()) -
     Args:
         snapshots: in the order of their steps.
         averages: means of them.
+        further: what `outlook` says.
     """
     lowest = min(snapshots, key=lambda c: c.loss)
     early = next(c for c in snapshots if _as_good(c, lowest))
-    falling = trend(snapshots)
     means = [c for c in averages if better(c, lowest)]
     if means:
         best = min(means, key=lambda c: c.loss)
-        return Choice(best, f"it is better than every snapshot beyond noise ({_gap(best, lowest):+.1%})", falling)
+        return Choice(
+            best, f"it is better than every snapshot beyond noise ({best.loss / lowest.loss - 1:+.1%})", further
+        )
     if early is lowest:
-        return Choice(early, "it has the lowest loss", falling)
-    return Choice(early, f"it is within noise of the lowest loss (step {lowest.step}) and was there earlier", falling)
+        return Choice(early, "it has the lowest loss", further)
+    return Choice(early, f"it is within noise of the lowest loss (step {lowest.step}) and was there earlier", further)
 
 
-def trend(snapshots: Sequence[Candidate]) -> float | None:
-    """By how much the loss fell between the last two snapshots, relative; None if that is noise or not worth a step."""
-    if len(snapshots) < 2 or not better(snapshots[-1], snapshots[-2]):
+def outlook(base: Candidate, snapshots: Sequence[Candidate], learnt: Mapping[int, float]) -> float | None:
+    """By how much half as many steps again would lower the loss, relative; None if by noise or by less than `WORTH`.
+
+    A rate that falls to nothing makes every curve end flat, so progress is counted in learning rate spent, not in
+    steps, and 1 - exp(-a·progress) is laid through the base, the mark near two thirds and the last one. A run that
+    gained no less after that mark than before it goes on in a straight line.
+
+    Args:
+        base: before the first step.
+        snapshots: in the order of their steps.
+        learnt: step to the share of the run's learning rate that was spent by then, 1 at the last snapshot.
+    """
+    last = snapshots[-1]
+    middle = min(snapshots[:-1], key=lambda c: abs(learnt[c.step] - 2 / 3), default=None)
+    if middle is None or not better(last, middle):
         return None
-    change = _gap(snapshots[-1], snapshots[-2])
+    whole, part, at = base.loss - last.loss, base.loss - middle.loss, learnt[middle.step]
+    if whole <= 0:
+        return None
+    a = _bend(part / whole, at)
+    more = 0.5 if a < 1e-3 else math.exp(-a) * (1 - math.exp(-a / 2)) / (1 - math.exp(-a))
+    change = -more * whole / last.loss
     return change if change < -WORTH else None
+
+
+def _bend(share: float, at: float) -> float:
+    """The a for which (1 - exp(-a·at)) / (1 - exp(-a)) is `share`; 0 where that is no more than a straight line's."""
+    low, high = 0.0, 50.0
+    for _ in range(60):
+        a = (low + high) / 2
+        low, high = (a, high) if math.expm1(-a * at) / math.expm1(-a) < share else (low, a)
+    return low
 
 
 def has_stopped_paying(snapshots: Sequence[Candidate]) -> bool:
@@ -114,7 +142,3 @@ def _as_good(one: Candidate, lowest: Candidate) -> bool:
 def better(one: Candidate, other: Candidate) -> bool:
     """Beyond noise: by more than two standard errors."""
     return other.loss - one.loss > 2 * noise(one.losses - other.losses)
-
-
-def _gap(one: Candidate, other: Candidate) -> float:
-    return one.loss / other.loss - 1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 from deltaw.judge.columns import Column, without
 from deltaw.judge.columns import columns as sheet_columns
 from deltaw.judge.questions import LEAST_TIMES
 from deltaw.training.metadata import trigger_words
+from deltaw.training.optim import Rate
 from deltaw.training.plan import Plan
 
 MOST_PICTURES = 16
@@ -63,3 +66,11 @@ def plain_prompts(plan: Plan) -> tuple[str, ...]:
     if not words:
         return ("",)
     return tuple(dict.fromkeys(without(prompt, words) for prompt in plan.settings.prompts))
+
+
+def learnt(plan: Plan, last: int) -> dict[int, float]:
+    """Step to the share of the learning rate spent by then, 1 at the step `last`; for every step up to it."""
+    settings = plan.settings
+    rate = Rate(settings.lr, settings.steps, settings.warmup_steps, settings.schedule)
+    spent = list(itertools.accumulate(rate.at(step) for step in range(1, last + 1)))
+    return {step: amount / spent[-1] for step, amount in enumerate(spent, 1)}

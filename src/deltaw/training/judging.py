@@ -78,7 +78,11 @@ class Judge:
 
     def choose(self) -> Choice:
         """What to use, and why."""
-        return choice.choose(self.snapshots(), self.means)
+        snapshots = self.snapshots()
+        further = choice.outlook(
+            Candidate(0, self.probes[0]), snapshots, asking.learnt(self.session.plan, snapshots[-1].step)
+        )
+        return choice.choose(snapshots, self.means, further)
 
     def wants_to_stop(self, step: int) -> bool:
         """Whether further steps have stopped paying; never before the step that the user asked for."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaw.judge.choice import WORTH, Choice
+from deltaw.judge.choice import PRICE, Choice
 from deltaw.judge.drift import Drift
 from deltaw.judge.scores import Score
 from deltaw.training.drawing import Copies
@@ -88,15 +88,15 @@ class Report:
 
     def _next(self) -> str:
         last = self.scores[-1]
-        if change := self.choice.falling:
+        if change := self.choice.further:
             more = round(last.step * MORE)
-            return f"more steps would pay, as the loss still fell by {-change:.1%} up to the last snapshot; try --steps {more}"
+            return f"more steps would pay, as the loss was still falling; --steps {more} may lower it by another {-change:.1%}"
         copied = self.copies.count(self.name, "copied")
         if copied:
             of = len(self.copies.nearest[self.name])
             return f"but {copied} of {of} pictures drawn with it copy a trained one; train on more pictures, or for fewer steps"
         rise = last.loss / self.best.loss - 1
-        if rise > WORTH:
+        if rise > PRICE:
             return f"{self.choice.reason}, and by step {last.step} the loss had risen by {rise:.1%}; fewer steps are enough"
         return f"{self.choice.reason}; more steps would not pay"
 
