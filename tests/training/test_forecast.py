@@ -20,7 +20,7 @@ from deltaw.events import Event, Note, Phase, Step, Table
 from deltaw.families import sd
 from deltaw.families.blueprint import Blueprint
 from deltaw.families.networks import VARIANTS
-from deltaw.training import forecast, graph, memory, pace, plan, room, run
+from deltaw.training import forecast, graph, memory, pace, plan, room, run, trial
 from deltaw.training.tracing import trace
 from deltaw.zoo import bundled_base
 
@@ -183,6 +183,20 @@ def test_time_is_said_again_after_five_steps() -> None:
     assert len(notes) == 1
     assert notes[0].startswith("after 5 steps of 0.50 s: 78 s in all")  # 95 steps of half a second, judging, the rest
     assert watch.total_s == pytest.approx(77.5, abs=0.5)
+
+
+def test_a_resumed_run_is_told_what_is_left(planned: tuple[sd.StableDiffusion, plan.Plan]) -> None:
+    base, made = planned  # 300 steps, judged at 60, 120, ...
+    predicted = forecast.make(base, made)
+    measured = trial.Measured(step_s=2.0, exact_s=0.5, draw_s=1.0, decode_s=0.1)
+    whole, rest = (
+        {p.phase: p.seconds for p in pace.parts(predicted.graph, predicted.job, made, measured, 8, 1.0, done)}
+        for done in (0, 120)
+    )
+    assert whole["train"] == 600
+    assert rest["train"] == 360
+    assert rest["judge and save"] < whole["judge and save"]
+    assert rest["draw"] == whole["draw"]
 
 
 def test_the_bundled_base_has_no_figure_without_its_graph() -> None:

@@ -144,6 +144,7 @@ def _start(session: Session, work: Work, run: Run, judge: Judge, saved: State | 
         if not other:  # another run's snapshots answered other questions
             judge.restore(saved.history)
             run.ended = judge.wants_to_stop(run.step)
+            session.outlook.say(session.plan, judge.n_questions, session.tell, done=run.step)
 
 
 def _train(

@@ -80,9 +80,13 @@ class Outlook:
         """Asks the fixed questions of the base, measures that, and says what each phase will take."""
         start = time.perf_counter()
         asked()
-        ask_s = time.perf_counter() - start
+        self.say(made, n_questions, tell, ask_s=time.perf_counter() - start)
+
+    def say(self, made: Plan, n_questions: int, tell: Tell, *, ask_s: float | None = None, done: int = 0) -> None:
+        """Says what each phase will take, from the trial; `done` steps are behind a resumed run."""
         if self._measured is not None:
-            found = pace.parts(self.predicted.graph, self.predicted.job, made, self._measured, n_questions, ask_s)
+            job = self.predicted.job
+            found = pace.parts(self.predicted.graph, job, made, self._measured, n_questions, ask_s, done)
             _tell_time(found, tell)
             seconds = {part.phase: part.seconds for part in found}
             self.watch.expect(seconds["judge and save"], seconds["write and prove"] + seconds["draw"])
