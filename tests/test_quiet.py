@@ -52,6 +52,9 @@ run("extract", out / "tuned", "--base", base, "--rank", "2", "-o", out / "extrac
 run("convert", file, "--to", "diffusers", "-o", out / "converted.safetensors")
 run("inspect", file)
 run("share", file)
+import diffusers.utils.hub_utils, huggingface_hub.constants
+assert huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY
+assert "telemetry/off" in diffusers.utils.hub_utils.http_user_agent()
 made = sorted(p.name for p in out.iterdir())
 assert made == ["a.png", "converted.safetensors", "extracted.safetensors", "merged.safetensors", "run", "tuned"], made
 """
