@@ -36,6 +36,7 @@ class Found:
         true: step to held-out loss of its snapshot; `chosen` that of the file.
         base: that of the base.
         verdict: what the run said; "" for one that was there already.
+        own: step to the change of the loss against the base on the run's own questions.
     """
 
     recommended: int
@@ -43,6 +44,7 @@ class Found:
     chosen: float
     base: float
     verdict: str
+    own: dict[int, float]
 
     @property
     def behind(self) -> float:
@@ -50,8 +52,8 @@ class Found:
         return self.chosen / min(self.true.values()) - 1
 
 
-def run(style: str, case: str, out: Path) -> str:
-    """Trains a case into `out / style` and returns the verdict."""
+def run(style: str, case: str, out: Path) -> deltaw.Report:
+    """Trains a case into `out / style`."""
     pictures = HERE.parent / "examples" / style
     if case == "overfit":
         four = out / "pictures" / style
@@ -60,11 +62,11 @@ def run(style: str, case: str, out: Path) -> str:
             for file in pictures.glob(f"{name}.*"):
                 shutil.copy(file, four)
         pictures = four
-    settings = ("sample_steps=2", *(("stop=false",) if case == "overfit" else ()))
-    return deltaw.train(pictures, out=out / style, steps=CASES[case], settings=settings).verdict
+    settings = ("sample_steps=2", *(("stop=false", "snapshots=10") if case == "overfit" else ()))
+    return deltaw.train(pictures, out=out / style, steps=CASES[case], settings=settings)
 
 
-def judge(style: str, folder: Path, verdict: str = "") -> Found:
+def judge(style: str, folder: Path, report: deltaw.Report | None = None) -> Found:
     """The true losses of a finished run's snapshots."""
     file = folder / f"{style}.safetensors"
     snapshots = sorted((folder / "snapshots").glob("*.safetensors"))
@@ -72,7 +74,8 @@ def judge(style: str, folder: Path, verdict: str = "") -> Found:
     true = {int(f.stem.rpartition("-")[2]): s.loss for f, s in zip(snapshots, scores, strict=True)}
     base = chosen.loss / (1 + chosen.change.mean)
     step = int(tensorfile.read_header(file).metadata["ss_steps"])
-    return Found(step, true, chosen.loss, base, verdict)
+    own = {s.step: s.change.mean for s in report.scores} if report else {}
+    return Found(step, true, chosen.loss, base, report.verdict if report else "", own)
 
 
 def main() -> None:
@@ -84,11 +87,15 @@ def main() -> None:
     for style in args.styles:
         for case in [str(args.run)] if args.run else args.cases:
             with tempfile.TemporaryDirectory() as scratch:
-                verdict = "" if args.run else run(style, case, Path(scratch))
-                found = judge(style, args.run or Path(scratch) / style, verdict)
-            losses = ", ".join(f"{step}: {100 * (loss / found.base - 1):+.2f} %" for step, loss in found.true.items())
+                report = None if args.run else run(style, case, Path(scratch))
+                found = judge(style, args.run or Path(scratch) / style, report)
             print(f"{style} {case}: step {found.recommended} recommended, its true loss {100 * found.behind:+.2f} % from the "
-                  f"best snapshot's; {losses}\n  {found.verdict}", flush=True)  # fmt: skip
+                  f"best snapshot's. {found.verdict}")  # fmt: skip
+            for step, loss in found.true.items():
+                own = f", on its own questions {100 * found.own[step]:+.2f} %" if found.own else ""
+                print(
+                    f"  step {step}: true loss {100 * (loss / found.base - 1):+.2f} % against the base{own}", flush=True
+                )
 
 
 if __name__ == "__main__":
