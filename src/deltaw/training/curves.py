@@ -1,4 +1,4 @@
-"""The report's curves, as SVG: learning, the fixed questions with their intervals, drift and copies."""
+"""The report's curves, as SVG: learning, the fixed questions with their intervals, drift, copies."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ DARK = {
 
 
 def draw(report: Report, colours: dict[str, str]) -> bytes:
-    """The three panels in the given colours, on nothing."""
+    """The four panels in the given colours, on nothing."""
     with matplotlib.rc_context(_style(colours)):
-        figure = Figure(figsize=(11, 3.3), layout="constrained", facecolor="none")
-        first, second, third = figure.subplots(1, 3)
+        figure = Figure(figsize=(13, 3.2), layout="constrained", facecolor="none")
+        first, second, third, fourth = figure.subplots(1, 4)
         _losses(first, report.losses, colours)
         _scores(second, report, colours)
         _drift(third, report, colours)
-        for axes in (first, second, third):
+        _copies(fourth, report, colours)
+        for axes in (first, second, third, fourth):
             axes.set_xlabel("step")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         buffer = io.BytesIO()
@@ -117,8 +118,20 @@ def _interval(axes: Axes, at: Sequence[int], found: Sequence[Interval], colour: 
     axes.plot(at, [0.0, *(100 * i.mean for i in found)], color=colour, marker="o", markersize=4, label=label)
 
 
+def _copies(axes: Axes, report: Report, colours: dict[str, str]) -> None:
+    """The share of drawn pictures that copy a trained one, or come close, by snapshot."""
+    found = report.copies
+    at = [s.step for s in report.scores if f"step {s.step}" in found.nearest]
+    for verdict, colour in (("close", colours["other"]), ("copied", colours["mark"])):
+        shares = [100 * found.count(f"step {step}", verdict) / len(found.nearest[f"step {step}"]) for step in at]
+        axes.plot([0, *at], [0.0, *shares], color=colour, marker="o", markersize=4, label=verdict)
+    axes.set_ylim(-3, 103)
+    axes.set_title("drawn pictures near trained ones, %")
+    axes.legend(loc="best")
+
+
 def _drift(axes: Axes, report: Report, colours: dict[str, str]) -> None:
-    """How far predictions moved, called up and not; and the share of drawn pictures that copy, or come close."""
+    """How far predictions moved from the base's, called up and not."""
     at = [0, *report.drifts]
     drifts = report.drifts.values()
     axes.plot(
@@ -128,5 +141,5 @@ def _drift(axes: Axes, report: Report, colours: dict[str, str]) -> None:
         at, [0.0, *(100 * d.plain for d in drifts)], color=colours["mark"], marker="o", markersize=4, label="not called"
     )
     axes.set_ylim(bottom=0)
-    axes.set_title("predictions moved from the base's, %")
+    axes.set_title("predictions moved, %")
     axes.legend(loc="best")
