@@ -78,3 +78,15 @@ def test_pages_hold_the_picture_and_nothing_that_runs(tmp_path: Path) -> None:
 def test_one_file_has_no_conflict(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="two files"):
         conflicts([(tmp_path / "a.safetensors", 1.0)])
+
+
+def test_a_page_of_many_pairs_lists_those_that_get_along_worst(tmp_path: Path) -> None:
+    among = made.paths("emoji")[:2]
+    for i in range(6):
+        formats.save(made.delta("sd1", "emoji", among=among, seed=i % 5), tmp_path / f"f{i}.safetensors")
+    files = [(tmp_path / f"f{i}.safetensors", -1.0 if i == 5 else 1.0) for i in range(6)]  # f5 undoes f0
+    picture.of_conflicts(conflicts(files), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "12 of 15 pairs" in page
+    assert page.split("<h2>")[1].startswith("f0:1 and f5:-1: -1.000")
+    assert page.count("<table>") == 12

@@ -15,7 +15,7 @@ from deltaw.families import listing
 from deltaw.verbs.bake import bake
 from deltaw.verbs.extract import extract
 from tests.algebra.dense import dense, relative_error
-from tests.algebra.test_bake import EMOJI, as_float32
+from tests.algebra.test_bake import EMOJI, as_float32, single_file
 from tests.formats import made
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -109,3 +109,17 @@ def test_pairs_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="rounding of their types only"):
         extract(tmp_path / "other", base, tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_ema_copies_are_not_taken_for_weights_and_are_named(tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    tensors = single_file("sd1", "emoji", base, "model.diffusion_model.")
+    delta = made.delta("sd1", "emoji", among=[p for p in made.paths("emoji") if p.startswith("unet.")][:5], alpha=None)
+    formats.save(delta, tmp_path / "known.safetensors")
+    bake([(tmp_path / "known.safetensors", 0.5)], base, tmp_path / "tuned.safetensors")
+    after = tensorfile.read(tmp_path / "tuned.safetensors")
+    ema = {f"model_ema.{key.removeprefix('model.').replace('.', '')}": tensor + 1 for key, tensor in tensors.items()}
+    tensorfile.write(tmp_path / "tuned.safetensors", {**after, **ema})
+    report = extract(tmp_path / "tuned.safetensors", base, tmp_path / "x.safetensors", energy=0.9999)
+    assert report.uncaptured == {"model_ema: not in the base": f"{len(ema)} tensors"}
+    assert set(formats.load(tmp_path / "x.safetensors")[0].updates) == set(delta.updates)

@@ -17,6 +17,11 @@ from deltaw.verbs.inspect import InspectReport, block_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FEW = 6
+"""Pairs up to which a picture has room for their names and numbers."""
+MOST_TABLES = 12
+"""Pairs whose modules a page lists."""
+
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>body{{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}}
 img{{max-width:100%}}table{{border-collapse:collapse}}td,th{{padding:.15rem .8rem;text-align:left;border-bottom:1px solid #ddd}}
@@ -53,19 +58,36 @@ def of_inspect(report: InspectReport, out: str | Path) -> int:
 
 
 def of_conflicts(report: ConflictReport, out: str | Path) -> int:
-    """Cosines by block for every pair; returns the size of the page in bytes."""
+    """Cosines by block for every pair, and by module for those that get along worst; returns the page's size in bytes."""
     blocks = sorted({block for pair in report.pairs for block in pair.blocks})
-    figure = _figure(max(3.0, 0.28 * len(blocks)))
+    n_pairs = len(report.pairs)
+    figure = _figure(max(3.0, 0.28 * len(blocks)) + (1.5 if n_pairs > FEW else 0))
     axes = figure.subplots()
     values = [[pair.blocks.get(block, float("nan")) for pair in report.pairs] for block in blocks]
     image = axes.imshow(values, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
     axes.set_yticks(range(len(blocks)), blocks)
-    axes.set_xticks(range(len(report.pairs)), [f"{a}\n{b}" for a, b in (pair.names for pair in report.pairs)])
-    figure.colorbar(image, label="cosine: -1 undo each other, 0 apart, 1 the same")
-    tables = "".join(
-        _table((f"{pair.names[0]} and {pair.names[1]}", "cosine", "angle out °", "angle in °"),
-               [(path, f"{o.cosine:+.4f}", f"{o.angle_out:.1f}", f"{o.angle_in:.1f}") for path, o in pair.layers.items()])
-        for pair in report.pairs
+    if n_pairs <= FEW:
+        axes.set_xticks(range(n_pairs), [f"{a}\n{b}" for a, b in (pair.names for pair in report.pairs)])
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                if value == value:
+                    colour = "white" if abs(value) > 0.6 else "black"
+                    axes.text(x, y, f"{value:+.2f}", ha="center", va="center", color=colour, fontsize=8)
+    elif n_pairs <= 60:
+        axes.set_xticks(range(n_pairs), [" / ".join(pair.names) for pair in report.pairs], rotation=90, fontsize=7)
+    else:
+        axes.set_xticks([])
+        axes.set_xlabel(f"{n_pairs} pairs, in the order of the files")
+    figure.colorbar(image, label="cosine")
+    worst = sorted(report.pairs, key=lambda pair: pair.cosine)[:MOST_TABLES]
+    said = "Cosine of two changes: -1 they undo each other, 0 they leave each other alone, +1 they double."
+    if n_pairs > len(worst):
+        said += f" The tables show the {len(worst)} of {n_pairs} pairs with the lowest cosine."
+    tables = f"<p>{html.escape(said)}</p>" + "".join(
+        f"<h2>{html.escape(' and '.join(pair.names))}: {pair.cosine:+.3f}</h2>"
+        + _table(("module", "cosine", "angle out °", "angle in °"),
+                 [(path, f"{o.cosine:+.4f}", f"{o.angle_out:.1f}", f"{o.angle_in:.1f}") for path, o in pair.layers.items()])
+        for pair in worst
     )  # fmt: skip
     return _write(out, "Where the changes meet", "cosines by block", figure, tables)
 
