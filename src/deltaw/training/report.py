@@ -36,6 +36,7 @@ class Report:
         steps_per_s: of the training loop alone.
         peak_rss_bytes: of the process; `peak_device_bytes` of a GPU, 0 without one.
         losses: per step, as trained. `n_skipped`: steps that had no finite loss or gradient.
+        foretold: memory and time, (what, predicted and used).
     """
 
     file: Path
@@ -60,6 +61,7 @@ class Report:
     peak_device_bytes: int
     losses: tuple[float, ...]
     n_skipped: int
+    foretold: tuple[tuple[str, str], ...]
 
     @property
     def recommended_step(self) -> int:
@@ -113,4 +115,4 @@ def cost(report: Report) -> list[tuple[str, str]]:
         rows.append(("peak memory of the GPU", f"{report.peak_device_bytes / 1e9:.2f} GB"))
     if report.n_skipped:
         rows.append(("steps skipped, not finite", str(report.n_skipped)))
-    return [*rows, ("file", f"{report.n_bytes / 1e6:.2f} MB")]
+    return [*rows, ("file", f"{report.n_bytes / 1e6:.2f} MB"), *report.foretold]

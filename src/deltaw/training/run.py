@@ -165,17 +165,17 @@ def _run(
 
 def _report(session: Session, judge: Judge, learnt: Learnt, drawn: Drawn, shares: Shares | None) -> Report:
     folder, made, tell = session.folder, session.plan, session.tell
+    peak, on_device = devices.peak_rss_bytes(), devices.peak_device_bytes(session.device)
     found = Report(
         folder.result, folder.path, drawn.sheet, folder.result.stat().st_size, learnt.choice, learnt.name, learnt.retrained, judge.score(learnt.choice.best),
         judge.scores(), made.settings.steps, learnt.stopped, asking.measured_on(made), bool(made.held_out),
         dict(judge.drifts), drawn.copies, learnt.proof, dict(session.clock.seconds), learnt.steps_per_s,
-        devices.peak_rss_bytes(), devices.peak_device_bytes(session.device), learnt.losses, learnt.n_skipped,
+        peak, on_device, learnt.losses, learnt.n_skipped, session.outlook.compare(peak, on_device, whole=not learnt.stopped),
     )  # fmt: skip
     subtitle = (f"{len(session.plan.training)} pictures, {made.settings.steps} steps of {made.settings.batch}, rank "
                 f"{made.settings.rank}, on {session.base.folder.path.name}")  # fmt: skip
-    compared = session.outlook.compare(found.peak_rss_bytes, found.peak_device_bytes, whole=not learnt.stopped)
     page.write(folder.report, found, session.plan, session.dataset, subtitle, shares)
     tell(Saved(str(folder.report), folder.report.stat().st_size, "report"))
-    tell(Table("cost", ("what", "spent"), (*report.cost(found), *compared)))
+    tell(Table("cost", ("what", "spent"), tuple(report.cost(found))))
     tell(Note(found.verdict))
     return found
