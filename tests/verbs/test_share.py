@@ -52,6 +52,7 @@ def test_private_entries_are_shown_and_left_out(tmp_path: Path) -> None:
     share(file, tmp_path / "b.safetensors", tell=heard.append)
     (table,) = [e for e in heard if isinstance(e, Table)]
     assert {row[0] for row in table.rows} == PRIVATE
+    assert KOHYA["token"] not in str(table.rows), "a key is not shown again"
     raw = (tmp_path / "b.safetensors").read_bytes()
     for text in (b"anna", b"Anna", b"secret", b"hf_", b"1700000000"):
         assert text not in raw
@@ -78,7 +79,7 @@ def test_an_entry_that_a_reader_needs_is_only_emptied() -> None:
 @pytest.mark.parametrize(
     "text",
     ["cosine", "1e-4", "lora_unet_x", "a/b", "sd/xl", "stable-diffusion-v1/lora", "(512, 512)", "https://example.org/x",
-     '{"conv_dim": "4"}', "w/o", "and/or", "C: major", "2/3"],
+     '{"conv_dim": "4"}', "w/o", "and/or", "C: major", "2/3", "data:image/jpeg;base64,/9j/4AAQSk/ZJ/Rg=="],
 )  # fmt: skip
 def test_harmless_entries_stay(text: str) -> None:
     assert not find({"some": text})
@@ -87,7 +88,7 @@ def test_harmless_entries_stay(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["/home/anna/x", "D:\\pictures", "D:/pictures", "~/x", "\\\\server\\share", "file:///x", '{"dir": "/mnt/data/x"}',
-     "../pictures", "--dir=/workspace/x"],
+     "../pictures", "--dir=/workspace/x", "/datasets/cats/1.png", '["/a/b"]'],
 )  # fmt: skip
 def test_paths_are_found_wherever_they_are(text: str) -> None:
     assert [p.reason for p in find({"some": text})] == ["a path"]

@@ -28,13 +28,14 @@ KEYS = {
 }  # fmt: skip
 """Header entries of kohya, OneTrainer, ai-toolkit and modelspec that are private whatever they hold, by reason."""
 
+SECRET = "a key to an account"
 VALUES = {
     "a path": re.compile(
         r"""(?:^|[\s"'=(\[{,])(?:file://|~[/\\]|\\\\\w|[A-Za-z]:[\\/]|\.{1,2}[\\/]|"""
-        r"""/(?:home|Users|root|mnt|media|content|workspace|data|tmp|var|opt|srv|kaggle|notebooks|runpod-volume)(?:/|$))""",
+        r"""/[^\s/"',;]+/)""",
     ),
     "an address": re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}"),
-    "a key to an account": re.compile(r"\b(?:hf_|sk-|ghp_|glpat-)[A-Za-z0-9_-]{16,}"),
+    SECRET: re.compile(r"\b(?:hf_|sk-|ghp_|glpat-)[A-Za-z0-9_-]{16,}"),
 }
 """What makes any other entry private, wherever in it: folders name users, keys open accounts."""
 
@@ -91,7 +92,7 @@ def share(file: str | Path, out: str | Path | None = None, *, tell: Tell = silen
     header = tensorfile.read_header(file)
     private = find(header.metadata)
     if private:
-        rows = tuple((p.name, p.reason, _short(p.value)) for p in private)
+        rows = tuple((p.name, p.reason, _short(p.value, hidden=p.reason == SECRET)) for p in private)
         tell(Table("private in this file", ("entry", "it holds", "value"), rows))
     else:
         tell(Note("nothing private was found in the header"))
@@ -106,6 +107,8 @@ def share(file: str | Path, out: str | Path | None = None, *, tell: Tell = silen
 
 
 def _reason(text: str) -> str:
+    if text.startswith("data:"):  # a thumbnail, whose letters mean nothing
+        return ""
     return next((why for why, pattern in VALUES.items() if pattern.search(text)), "")
 
 
@@ -125,6 +128,8 @@ def _emptied(value: Any) -> Any:
     return "" if isinstance(value, str) and _reason(value) else value
 
 
-def _short(text: str) -> str:
+def _short(text: str, *, hidden: bool) -> str:
+    if hidden:
+        return f"{text[:4]}… (not shown)"
     line = "".join(character if character.isprintable() else " " for character in text)
     return line if len(line) <= 60 else f"{line[:57]}… ({len(text):,} characters)"
