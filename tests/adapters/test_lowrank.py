@@ -72,3 +72,12 @@ def test_budgets_share_the_ranks_by_energy_a_byte() -> None:
     assert lowrank.choose_ranks(spectra, costs, Budget(energy=1.0)) == {"a": 3, "b": 2}
     assert lowrank.choose_ranks(spectra, costs, Budget()) == {"a": 3, "b": 2}
     assert lowrank.choose_ranks({"a": ([0.0], 0.0)}, {"a": 1}, Budget(energy=1.0)) == {"a": 0}
+
+
+def test_no_more_vectors_than_wanted_are_made_by_either_way() -> None:
+    up, down = term((40, 30), 6, 0)
+    for columns in (up, torch.cat([up[:, :3], up[:, :3]], 1)):  # the second are dependent, so by Householder
+        spectrum = lowrank.Product(columns, down).spectrum(2)
+        assert (spectrum.u.shape, spectrum.vt.shape) == ((40, 2), (2, 30))
+        exact = torch.linalg.svdvals(columns.double() @ down.double())
+        assert torch.allclose(spectrum.s.double()[:3], exact[:3], rtol=1e-6)

@@ -98,7 +98,7 @@ class Product:
         few = self.up.shape[1] <= min(self.up.shape[0], self.down.shape[1])
         lower = _cholesky(self.grams[0]) if few else None
         if lower is None:
-            u, s, vt = _by_householder(self.up, self.down)
+            u, s, vt = _by_householder(self.up, self.down, n_most)
         else:
             squares, vectors = torch.linalg.eigh(lower.mT @ self.grams[1] @ lower)
             s = squares.clamp_min(0).sqrt().flip(0)
@@ -124,13 +124,15 @@ def _cholesky(gram: torch.Tensor) -> torch.Tensor | None:
     return None if dependent else lower
 
 
-def _by_householder(up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _by_householder(
+    up: torch.Tensor, down: torch.Tensor, n_most: int | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     import torch
 
     q_up, r_up = torch.linalg.qr(up)
     q_down, r_down = torch.linalg.qr(down.mT)
     u, s, vt = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
-    return q_up @ u, s, vt @ q_down.mT
+    return q_up @ u[:, :n_most], s, vt[:n_most] @ q_down.mT
 
 
 def singular_values(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
