@@ -26,6 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 _CHUNK_BYTES = 1 << 20
+_AHEAD_BYTES = 1 << 26
 
 _DTYPE_NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
@@ -87,7 +88,7 @@ class Tensors:
     """
 
     def __init__(self, path: str | Path, header: Header, file: IO[bytes]):
-        self.path, self.header, self._file = Path(path), header, file
+        self.path, self.header, self._file, self._asked = Path(path), header, file, 0
 
     def keys(self) -> list[str]:
         """The names, in the order of the header."""
@@ -108,6 +109,13 @@ class Tensors:
         content = bytearray(info.end - info.begin)
         self._fill(memoryview(content), info.begin)
         return memoryview(content)
+
+    def ahead(self, name: str) -> None:
+        """Asks the system to bring a stretch from this tensor on from the disk, so that disk and processor work at once."""
+        begin = self.header.data_start + self.header.tensors[name].begin
+        if hasattr(os, "posix_fadvise") and begin + _AHEAD_BYTES // 2 > self._asked:
+            first, self._asked = max(begin, self._asked), begin + _AHEAD_BYTES
+            os.posix_fadvise(self._file.fileno(), first, self._asked - first, os.POSIX_FADV_WILLNEED)
 
     def region(self, name: str) -> Region:
         """Where a tensor's bytes lie, to be copied without passing through this process."""

@@ -145,6 +145,7 @@ def _write(
         with tensorfile.lazy(file) as plain:
 
             def get(key: str) -> Iterator[torch.Tensor] | tensorfile.Region:
+                plain.ahead(key)
                 if key not in touched:
                     return plain.region(key)
                 tell(Tick(next(n_done), key))
