@@ -174,10 +174,10 @@ BOMBS: dict[str, Callable[[Path], object]] = {
 def test_a_hostile_pickle_is_refused_and_does_nothing(name: str, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"x{suffix}"
     BOMBS[name](path)
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(InputError) as caught:
         formats.load(path)
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
     assert not (tmp_path / "canary").exists()
     assert path.name in str(caught.value)
