@@ -46,8 +46,8 @@ def test_every_option_is_documented() -> None:
 
 def test_flags_win_over_set_and_set_over_the_file(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("steps = 1\nrank = 2\nlr = 0.1\n")
-    given = options.parse({"lr": "0.5"}, ["rank=3"], tmp_path / "c.toml")
-    assert (given.options.steps, given.options.rank, given.options.lr) == (1, 3, 0.5)
+    given = options.parse({"lr": "0.05"}, ["rank=3"], tmp_path / "c.toml")
+    assert (given.options.steps, given.options.rank, given.options.lr) == (1, 3, 0.05)
     assert given.origin == {"steps": str(tmp_path / "c.toml"), "rank": "--set rank", "lr": "--lr"}
 
 
