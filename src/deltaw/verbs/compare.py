@@ -204,13 +204,13 @@ def _row(contender: Contender) -> tuple[str, ...]:
     score, behind, moved = contender.score, contender.behind, contender.drift
     judged = ("",) * 5
     if score is not None and behind is not None:
-        interval = f"{_percent(score.change.low)} to {_percent(score.change.high)}" if score.n > 1 else "one picture"
-        lag = "within noise" if contender.as_good else _percent(behind.mean)
+        interval = f"{100 * score.change.low:+.1f} to {_percent(score.change.high)}" if score.n > 1 else "one picture"
+        lag = "the best" if behind.mean == 0 else "within noise" if contender.as_good else _percent(behind.mean)
         judged = (f"{score.loss:.4f}", _percent(score.change.mean), interval, f"{score.n_better} of {score.n}", lag)
     near = tuple(
         f"{contender.count(v)} of {len(contender.nearest)}" if contender.nearest else "" for v in ("copied", "close")
     )
-    return (contender.name, *judged, f"{moved.called:.1%}", f"{moved.plain:.1%}", *near)
+    return (contender.name, *judged, f"{100 * moved.called:.1f} %", f"{100 * moved.plain:.1f} %", *near)
 
 
 def _percent(share: float) -> str:
@@ -218,7 +218,7 @@ def _percent(share: float) -> str:
 
 
 def _reach(score: Score) -> str:
-    return f" ({_percent(score.change.low)} to {_percent(score.change.high)})" if score.n > 1 else ""
+    return f" (95 % interval {100 * score.change.low:+.1f} to {_percent(score.change.high)})" if score.n > 1 else ""
 
 
 def _write(
