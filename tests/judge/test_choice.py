@@ -108,3 +108,9 @@ def test_noise_is_told_from_questions_where_pictures_are_few() -> None:
     by_picture = torch.randn(400, 1, generator=generator, dtype=torch.float64).expand(400, 8)
     assert choice.noise(by_picture) == pytest.approx(1 / math.sqrt(400), rel=0.1), "answers of a picture may agree"
     assert choice.noise(torch.ones(1, 1)) == 0.0
+
+
+def test_losses_that_are_not_finite_choose_nothing() -> None:
+    good, broken = _run([0.9])[0], Candidate(20, torch.full((3, 16), torch.nan, dtype=torch.float64))
+    assert choice.choose([good, broken]).best is good
+    assert choice.choose([broken]).reason == "no snapshot has a finite loss"

@@ -67,8 +67,11 @@ def choose(snapshots: Sequence[Candidate], averages: Sequence[Candidate] = (), f
         averages: means of them.
         further: what `outlook` says.
     """
-    lowest = min(snapshots, key=lambda c: c.loss)
-    early = next(c for c in snapshots if _as_good(c, lowest))
+    sound = [c for c in snapshots if math.isfinite(c.loss)]
+    if not sound:
+        return Choice(snapshots[-1], "no snapshot has a finite loss", None)
+    lowest = min(sound, key=lambda c: c.loss)
+    early = next(c for c in sound if _as_good(c, lowest))
     means = [c for c in averages if better(c, lowest)]
     if means:
         best = min(means, key=lambda c: c.loss)
