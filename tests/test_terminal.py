@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from deltaw.cli import terminal
-from deltaw.events import Note, Phase, Step
+from deltaw.events import Note, Phase, Step, Table
 
 PROMISE_S = 2.0
 BUSY = 2.5
@@ -112,3 +112,16 @@ def test_time_left_is_never_negative() -> None:
     show(Step(3, 3, 0.1, 1e-3, -1.0, 0))
     show.close()
     assert "0:00 left" in written.getvalue()
+
+
+def test_names_do_not_steer_the_terminal() -> None:
+    said = io.StringIO()
+    shown = terminal.Plain(Console(file=said, width=120))
+    try:
+        shown(Note("skipped \x1b[2Jcat.png [red]not red[/]"))
+        shown(Table("found", ("name",), (("\x1b]0;title\x07dog.png",),)))
+    finally:
+        shown.close()
+    assert "\x1b" not in said.getvalue()
+    assert r"\x1b[2Jcat.png [red]not red[/]" in said.getvalue()
+    assert r"\x1b]0;title\x07dog.png" in said.getvalue()

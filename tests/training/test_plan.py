@@ -91,6 +91,8 @@ def test_the_common_ending_is_what_most_captions_share() -> None:
     assert plan.common_ending(["a, red, x style", "b, x style", "c, x style"]) == "x style"
     assert plan.common_ending(["a, x style", "b, y style", "c, x style"]) == ""
     assert plan.common_ending(["a, x style"]) == ""
+    assert plan.common_ending(["a, black, x style", "b, c, black, x style", "d, black, x style"]) == "black, x style"
+    assert plan.common_ending(["", ""]) == ""
 
 
 def test_marks_end_with_the_last_step() -> None:

@@ -26,6 +26,7 @@ from rich.progress import (
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from deltaw.errors import plain
 from deltaw.events import Event, Note, Phase, Saved, Step, Table, Tick, Warn, as_json
 
 PLAIN_EVERY_S = 10.0
@@ -101,11 +102,11 @@ class _Lines:
     def show(self, event: Event) -> None:
         match event:
             case Note(text):
-                self.console.print(escape(text), highlight=False)
+                self.console.print(shown(text), highlight=False)
             case Warn(text):
-                self.console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False)
+                self.console.print(f"[yellow]warning:[/] {shown(text)}", highlight=False)
             case Saved(path, n_bytes, what):
-                self.console.print(f"[green]saved[/] {escape(path)} ({what}, {size(n_bytes)})", highlight=False)
+                self.console.print(f"[green]saved[/] {shown(path)} ({what}, {size(n_bytes)})", highlight=False)
             case Table():
                 self.console.print(_table(event))
             case _:
@@ -176,7 +177,7 @@ class Live(_Lines):
                 self.progress.remove_task(self.task)
                 self.task = self._phase(event)
             case Tick(done, detail):
-                self.progress.update(self.task, completed=done, detail=escape(detail[:40]))
+                self.progress.update(self.task, completed=done, detail=shown(detail[:40]))
             case Step():
                 self.progress.update(self.task, completed=event.step, detail=self.step_text(event))
             case _:
@@ -219,7 +220,7 @@ class Plain(_Lines):
         match event:
             case Phase(name, total, unit):
                 self.phase, self.said = event, self.heard
-                self.console.print(f"{escape(name)}{f' ({counted(total, unit)})' if total else ''} …", highlight=False)
+                self.console.print(f"{shown(name)}{f' ({counted(total, unit)})' if total else ''} …", highlight=False)
             case Tick(done, _):
                 if self._due(done):
                     total = counted(self.phase.total, self.phase.unit) if self.phase.total else self.phase.unit
@@ -238,7 +239,7 @@ class Plain(_Lines):
         now = time.monotonic()
         if now - self.said >= SILENCE_S:
             self.said = now
-            line = f"  still at: {escape(self.phase.name)}; no news for {duration(now - self.heard)}"
+            line = f"  still at: {shown(self.phase.name)}; no news for {duration(now - self.heard)}"
             self.console.print(line, highlight=False)
 
     def _due(self, done: int) -> bool:
@@ -255,8 +256,13 @@ class Plain(_Lines):
 def _table(event: Table) -> RichTable:
     table = RichTable(*event.columns, title=event.title, title_justify="left", box=None, pad_edge=False)
     for row in event.rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(shown(cell) for cell in row))
     return table
+
+
+def shown(text: str) -> str:
+    """Text of an event as it may be printed: file names and metadata in it neither style nor steer the terminal."""
+    return escape(plain(text))
 
 
 def counted(n: int, unit: str) -> str:

@@ -265,10 +265,16 @@ def _prompts(
 
 
 def common_ending(captions: Sequence[str]) -> str:
-    """The last comma-separated part that more than 80 % of the captions share, or ""."""
-    endings = Counter(os.fspath(c).rpartition(",")[2].strip() for c in captions if c)
-    ending, count = endings.most_common(1)[0] if endings else ("", 0)
-    return ending if len(captions) > 1 and count > 0.8 * len(captions) else ""
+    """The comma-separated parts that more than 80 % of the captions end with, as many as that holds for, or ""."""
+    parts = [[part.strip() for part in os.fspath(c).split(",")] for c in captions if c]
+    found = ""
+    for n in range(1, 1 + max(map(len, parts), default=0)):
+        endings = Counter(", ".join(p[-n:]) for p in parts if len(p) >= n)
+        ending, count = endings.most_common(1)[0]
+        if len(captions) < 2 or count <= 0.8 * len(captions):
+            break
+        found = ending
+    return found
 
 
 def _duplicate_notes(dataset: Dataset, alike: Sequence[Sequence[int]]) -> list[str]:
