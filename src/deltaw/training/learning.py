@@ -196,9 +196,10 @@ def _retrain(session: Session, work: Work, n_steps: int, stop_asked: Callable[[]
 
 
 def _ask_means(session: Session, work: Work, judge: Judge, kept: _Kept) -> None:
-    """Asks the questions of the means of the last snapshots too."""
+    """Asks the questions of the means of the last snapshots too, where their files are still there."""
     steps = [step for step in session.plan.marks if step in judge.probes]
-    rounds = [k for k in asking.MEANS if k <= len(steps)]
+    files = [session.folder.snapshot(step) for step in steps]
+    rounds = [k for k in asking.MEANS if k <= len(files) and all(file.is_file() for file in files[-k:])]
     session.tell(Phase("judge means of snapshots", len(rounds), "means"))
     for n_done, k in enumerate(rounds, 1):
         candidate = Candidate(steps[-1], judge.probes[steps[-1]], k)
