@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from deltaw.cli.shell import AsJson, Base, Strict, app, listening
+from deltaw.cli.shell import AsJson, Base, Denoising, Device, Dtype, Guidance, Strict, app, listening
 from deltaw.errors import EXIT_INPUT
 
 ForBase = Annotated[str | None, Parameter(help="The base it is meant for: a diffusers folder or a single file.")]
@@ -88,10 +88,10 @@ def compare(
     out: Annotated[Path | None, Parameter(help="Result folder, new or empty. Default: compare.")] = None,
     seed: Annotated[int, Parameter(help="Seed of the first column; the next ones follow.")] = 0,
     seeds: Annotated[int, Parameter(help="Pictures a prompt.")] = 1,
-    steps: Annotated[int | None, Parameter(help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, Parameter(help="Classifier-free guidance.")] = None,
-    device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, mps.")] = None,
-    dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16.")] = None,
+    steps: Denoising = None,
+    guidance: Guidance = None,
+    device: Device = None,
+    dtype: Dtype = None,
     strict: Strict = False,
     json: AsJson = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from deltaw.cli.shell import AsJson, Base, Strict, app, listening
+from deltaw.cli.shell import AsJson, Base, Denoising, Device, Dtype, Guidance, Strict, app, listening
 
 
 @app.command
@@ -21,8 +21,8 @@ def generate(
     base: Base = None,
     negative: Annotated[str | None, Parameter(help="What to steer away from.")] = None,
     seed: Annotated[int | None, Parameter(help="Seed of the first picture; the next ones add 1 each.")] = None,
-    steps: Annotated[int | None, Parameter(help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, Parameter(help="Classifier-free guidance.")] = None,
+    steps: Denoising = None,
+    guidance: Guidance = None,
     size: Annotated[str | None, Parameter(help="SIDE or WIDTHxHEIGHT in pixels.")] = None,
     count: Annotated[int, Parameter(help="Pictures per prompt.")] = 1,
     out: Annotated[Path | None, Parameter(help="A .png file, or a folder. Default: the current folder.")] = None,
@@ -32,8 +32,8 @@ def generate(
     like: Annotated[
         Path | None, Parameter(help="A PNG made by this command: repeat it, except for what is given.")
     ] = None,
-    device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, mps.")] = None,
-    dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     strict: Strict = False,
     json: AsJson = False,
 ) -> None:
