@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from deltaw.judge.scores import Interval
 from deltaw.training.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SMOOTHING_STEPS = 20
 """Time constant of the smoothed loss curve."""
@@ -36,8 +35,8 @@ DARK = {
 
 def draw(report: Report, colours: dict[str, str]) -> bytes:
     """The four panels in the given colours, on nothing."""
-    with matplotlib.rc_context(_style(colours)):
-        figure = Figure(figsize=(13, 3.2), layout="constrained", facecolor="none")
+
+    def fill(figure: Figure) -> None:
         first, second, third, fourth = figure.subplots(1, 4)
         _losses(first, report.losses, colours)
         _scores(second, report, colours)
@@ -45,17 +44,16 @@ def draw(report: Report, colours: dict[str, str]) -> bytes:
         _copies(fourth, report, colours)
         for axes in (first, second, third, fourth):
             axes.set_xlabel("step")
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+            axes.xaxis.set_major_locator(_whole_numbers())
+
+    return _svg((13, 3.2), colours, fill)
 
 
 def draw_shares(parts: Mapping[str, float], colours: dict[str, str]) -> bytes:
     """Where the time of a step goes: a bar a part, the largest on top, the adapters' own in another colour."""
     order = sorted(parts, key=lambda part: parts[part])
-    with matplotlib.rc_context(_style(colours)):
-        figure = Figure(figsize=(8, 0.3 * len(order) + 0.3), layout="constrained", facecolor="none")
+
+    def fill(figure: Figure) -> None:
         axes = figure.subplots()
         bars = axes.barh(order, [100 * parts[part] for part in order], height=0.7,
                          color=[colours["mark" if part == "adapters" else "other"] for part in order])  # fmt: skip
@@ -64,9 +62,28 @@ def draw_shares(parts: Mapping[str, float], colours: dict[str, str]) -> bytes:
         axes.margins(x=0.08)
         axes.xaxis.set_visible(False)
         axes.spines[["bottom", "left"]].set_visible(False)
+
+    return _svg((8, 0.3 * len(order) + 0.3), colours, fill)
+
+
+def _svg(inches: tuple[float, float], colours: dict[str, str], fill: Callable[[Figure], None]) -> bytes:
+    """A figure in the given colours, on nothing, the same bytes for the same numbers."""
+    import matplotlib  # here, since a run starts a quarter of a second sooner without it
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_style(colours)):
+        figure = Figure(figsize=inches, layout="constrained", facecolor="none")
+        fill(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
+
+
+def _whole_numbers() -> Any:
+    """Ticks of an axis of steps: at most five or so, at integers."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(5, integer=True)
 
 
 def _style(colours: dict[str, str]) -> Any:
