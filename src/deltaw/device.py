@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -130,3 +132,17 @@ def peak_rss_bytes() -> int:
 def peak_device_bytes(device: torch.device) -> int:
     """The most device memory allocated so far; 0 where the device is the CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Has torch compute on one thread: a block that fits the cache is done before a second thread has begun.
+
+    How many it has otherwise is kept, and is the same for the whole process.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
@@ -27,6 +28,7 @@ __all__ = [
 
 _CHUNK_BYTES = 1 << 20
 _AHEAD_BYTES = 1 << 26
+_HELD_BYTES = 1 << 24
 
 _DTYPE_NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
@@ -194,16 +196,14 @@ def stream(
     names = order(described)
     head = _head(names, described, metadata or {})
     with replacing(path) as temporary:
-        with temporary.open("wb", buffering=0) as file, _syncing(file), _copying(temporary) as copy:
-            _write_all(file, memoryview(head))
+        with temporary.open("wb", buffering=0) as file, _syncing(file), _Writer.of(temporary) as writer:
+            writer.put(memoryview(head))
             for name in names:
-                begin = file.tell()
                 made = get(name)
                 if isinstance(made, Region):
-                    copy(_fitting(made, name, described[name], path), begin)
-                    file.seek(made.n_bytes, os.SEEK_CUR)
+                    writer.copy(_fitting(made, name, described[name], path))
                 else:
-                    _put(file, name, described[name], made, path)
+                    _put(writer, name, described[name], made, path)
         header = read_header(temporary)
         if {name: (i.dtype, i.shape) for name, i in header.tensors.items()} != dict(described) or header.extra_bytes:
             raise DeltawError("the file read back differs from what was written", where=path, advice="check the disk")
@@ -241,7 +241,7 @@ def _head(names: list[str], described: Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def _put(
-    file: IO[bytes], name: str, described: tuple[str, tuple[int, ...]], made: torch.Tensor | Iterator[torch.Tensor],
+    writer: _Writer, name: str, described: tuple[str, tuple[int, ...]], made: torch.Tensor | Iterator[torch.Tensor],
     path: str | Path,
 ) -> None:  # fmt: skip
     shape = described[1]
@@ -249,26 +249,31 @@ def _put(
         n_rows = 0
         for block in made:
             n_rows += block.shape[0]
-            _put_tensor(file, name, (described[0], (block.shape[0], *shape[1:])), block, path)
+            _put_tensor(writer, name, (described[0], (block.shape[0], *shape[1:])), block, path)
         if n_rows != shape[0]:
             raise DeltawError(f"{name} has {n_rows} rows, not {shape[0]}", where=path)
     else:
-        _put_tensor(file, name, described, made, path)
+        _put_tensor(writer, name, described, made, path)
 
 
 def _put_tensor(
-    file: IO[bytes], name: str, described: tuple[str, tuple[int, ...]], made: torch.Tensor, path: str | Path
+    writer: _Writer, name: str, described: tuple[str, tuple[int, ...]], made: torch.Tensor, path: str | Path
 ) -> None:
     if (dtype_name(made.dtype), tuple(made.shape)) != described:
         raise DeltawError(f"{name} is {made.dtype} {tuple(made.shape)}, not {described[0]} {described[1]}", where=path)
-    append(file, made)
+    writer.put(_content(made))
 
 
 def append(file: IO[bytes], tensor: torch.Tensor) -> None:
     """Writes a tensor's bytes to an open file, as safetensors keeps them."""
+    _write_all(file, _content(tensor))
+
+
+def _content(tensor: torch.Tensor) -> memoryview:
+    """A tensor's bytes, as safetensors keeps them."""
     import torch
 
-    _write_all(file, tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _fitting(region: Region, name: str, described: tuple[str, tuple[int, ...]], path: str | Path) -> Region:
@@ -277,25 +282,69 @@ def _fitting(region: Region, name: str, described: tuple[str, tuple[int, ...]], 
     return region
 
 
-@contextlib.contextmanager
-def _copying(path: Path) -> Iterator[Callable[[Region, int], None]]:
-    """Gives what copies a region to an offset of the file, in the background: other tensors are made meanwhile.
+class _Writer:
+    """Fills a file from its beginning while other tensors are made: one thread writes, another copies regions.
 
     Regions have to be of files whose position nobody else moves.
     """
-    waiting: list[Future[None]] = []
 
-    def copy_one(region: Region, begin: int) -> None:
-        target.seek(begin)
-        region.copy_to(target)
+    def __init__(self, puts: _Lane, copies: _Lane):
+        self._puts, self._copies, self._end = puts, copies, 0
 
-    with path.open("r+b", buffering=0) as target, ThreadPoolExecutor(1) as pool:
-        try:
-            yield lambda region, begin: waiting.append(pool.submit(copy_one, region, begin))
-            for copied in waiting:
-                copied.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, path: Path) -> Iterator[_Writer]:
+        """Gives one that has written everything when it is left, or raises what writing met."""
+        with _Lane.of(path) as puts, _Lane.of(path) as copies:
+            yield cls(puts, copies)
+
+    def put(self, content: memoryview) -> None:
+        """Appends bytes, which nobody may change from now on; waits while too many of them are held."""
+        self._puts.submit(self._end, len(content), lambda file: _write_all(file, content))
+        self._end += len(content)
+
+    def copy(self, region: Region) -> None:
+        """Appends bytes of another file."""
+        self._copies.submit(self._end, 0, region.copy_to)
+        self._end += region.n_bytes
+
+
+class _Lane:
+    """A thread that writes to places of a file, in the order in which it is asked to."""
+
+    def __init__(self, file: IO[bytes], pool: ThreadPoolExecutor):
+        self._file, self._pool = file, pool
+        self._waiting: collections.deque[tuple[int, Future[None]]] = collections.deque()
+        self._n_held = 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, path: Path) -> Iterator[_Lane]:
+        """Gives one that is done with everything when it is left; what failed is raised, by then at the latest."""
+        with path.open("r+b", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+            lane = cls(file, pool)  # type: ignore[arg-type]  # a FileIO writes bytes as well
+            try:
+                yield lane
+                lane._wait(-1)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def submit(self, begin: int, n_held: int, write: Callable[[IO[bytes]], None]) -> None:
+        """Has something written from `begin` on, for which `n_held` bytes of memory are held until it is done."""
+        self._waiting.append((n_held, self._pool.submit(self._at, begin, write)))
+        self._n_held += n_held
+        self._wait(_HELD_BYTES)
+
+    def _at(self, begin: int, write: Callable[[IO[bytes]], None]) -> None:
+        self._file.seek(begin)
+        write(self._file)
+
+    def _wait(self, n_most: int) -> None:
+        """Waits for the oldest until no more than this many bytes are held."""
+        while self._waiting and (self._n_held > n_most or self._waiting[0][1].done()):
+            n_held, done = self._waiting.popleft()
+            done.result()
+            self._n_held -= n_held
 
 
 @contextlib.contextmanager

@@ -86,6 +86,8 @@ def bake(
         UsageError: `out` is an input or stands already as a folder.
         InputError: a LoRA does not fit the base.
     """
+    from deltaw.device import one_thread
+
     checkpoint = open_checkpoint(base)
     out = Path(out)
     for path in (base, *(path for path, _ in files)):
@@ -96,6 +98,7 @@ def bake(
         )
     loss = _Loss()
     with (
+        one_thread(),
         inputs.opened(files, tell, weights=weights, strict=strict, shapes=checkpoint.shapes) as given,
         checkpoint.reader() as reader,
     ):
