@@ -27,9 +27,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
         os.close(handle)
     except OSError as error:
-        raise DeltawError(
-            f"cannot write here ({error.strerror})", where=path.parent, advice="choose another --out"
-        ) from error
+        raise _not_writable(path.parent, error) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -44,6 +42,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
         ) from error  # fmt: skip
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: str | Path) -> None:
+    """Tries whether a file could be made where this one will be; folders that are missing are not made yet.
+
+    Raises:
+        DeltawError: it cannot.
+    """
+    folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> DeltawError:
+    return DeltawError(f"cannot write here ({error.strerror})", where=folder, advice="choose another --out")
 
 
 def write_bytes(path: str | Path, content: bytes) -> int:

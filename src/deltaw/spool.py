@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 ROOM_BYTES = 1 << 27
 """What one spool holds in memory."""
 
+SHELF_BYTES = 1 << 23
+"""What it takes of that at once: enough to come from the system by itself, and to go back to it."""
+
+ALIGNED = 64
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -55,6 +60,8 @@ class Spool:
     def __init__(self, folder: Path, room_bytes: int):
         self._folder, self._room = folder, room_bytes
         self._file: IO[bytes] | None = None
+        self._shelf: torch.Tensor | None = None
+        self._n_used = 0
 
     def keep(self, tensor: torch.Tensor) -> Kept:
         """Sets a tensor aside.
@@ -66,8 +73,7 @@ class Spool:
         kept = Kept(tensor, tensor.dtype, tuple(tensor.shape))
         if tensor.nbytes <= self._room:
             self._room -= tensor.nbytes
-            is_part = tensor.untyped_storage().nbytes() > tensor.nbytes  # it would keep all of it alive
-            return Kept(tensor.clone(), kept.dtype, kept.shape) if is_part else kept
+            return Kept(self._shelved(tensor), kept.dtype, kept.shape)
         try:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +86,20 @@ class Spool:
                 expected="room for the result, twice", advice="free some space or choose another --out",
             ) from error  # fmt: skip
         return Kept(Region(self._file, begin, tensor.nbytes), kept.dtype, kept.shape)
+
+    def _shelved(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the shelf.
+
+        Left where it was made, a small tensor pins the large ones' room that was freed around it, which for dense
+        changes adds up to several times what is kept.
+        """
+        import torch
+
+        if self._shelf is None or self._n_used + tensor.nbytes > len(self._shelf):
+            self._shelf, self._n_used = torch.empty(max(SHELF_BYTES, tensor.nbytes), dtype=torch.uint8), 0
+        place = self._shelf[self._n_used : self._n_used + tensor.nbytes]
+        self._n_used += -(-tensor.nbytes // ALIGNED) * ALIGNED
+        return place.view(tensor.dtype).reshape(tensor.shape).copy_(tensor)
 
     def close(self) -> None:
         """Gives the temporary file's room back."""

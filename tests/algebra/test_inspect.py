@@ -171,4 +171,6 @@ def test_metadata_changes_the_header_only(file: Path, tmp_path: Path) -> None:
         strip(file, file)
     with pytest.raises(InputError, match="has no"):
         edit(file, tmp_path / "x", drop=("nothing",))
+    with pytest.raises(UsageError, match="nothing is to be changed"):
+        edit(file, tmp_path / "x")
     assert json.loads(json.dumps(raw.metadata))

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from deltaw import formats
+from deltaw.adapters import conflict
 from deltaw.delta import Delta, Update
-from deltaw.errors import InputError, UnverifiedError, UsageError
+from deltaw.errors import DeltawError, InputError, UnverifiedError
 from deltaw.events import Note
 from deltaw.families import listing
 from deltaw.verbs.merge import merge
@@ -127,11 +128,31 @@ def test_ties_and_dare_on_planted_conflicts(tmp_path: Path) -> None:
     assert set(dropped[2, :8].round(decimals=3).abs().tolist()) <= {0.0, 10.0}  # dropped, or rescaled by 1 / density
 
 
+@pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
+def test_ties_keeps_the_largest_entries_of_factors_as_of_the_dense_change(
+    density: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    factors = [(torch.randn(30, 4, generator=generator), torch.randn(4, 50, generator=generator)) for _ in range(3)]
+    whole = [up @ down for up, down in factors]
+    trimmed = torch.zeros(3, 30, 50)
+    for kept, change in zip(trimmed, whole, strict=True):
+        largest = change.abs().flatten().topk(round(density * 1500)).indices
+        kept.view(-1)[largest] = change.flatten()[largest]
+    agreeing = trimmed * (trimmed.sign() == trimmed.sum(0).sign())
+    wanted = agreeing.sum(0) / (agreeing != 0).sum(0).clamp_min(1)
+    monkeypatch.setattr(conflict, "BLOCK", 400)  # blocks of 8 rows, the last of 6
+    assert torch.allclose(conflict.ties(whole, (30, 50), density), wanted, atol=1e-6)
+    assert torch.allclose(conflict.ties(factors, (30, 50), density), wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("files", "options", "words"),
     [
         ([("a.safetensors", 1.0), ("x.safetensors", 1.0)], {}, "different bases"),
         ([("a.safetensors", 1.0)], {"out": "a.safetensors"}, "the output is an input"),
+        ([("a.safetensors", 1.0)], {"out": "."}, "the output is a folder"),
+        ([("a.safetensors", 1.0)], {"out": "a.safetensors/b.safetensors"}, "cannot write here"),
         ([("a.safetensors", 0.0)], {}, "nothing is left"),
         ([("a.safetensors", float("nan"))], {}, "no number"),
         ([("a.safetensors", 1.0)], {"rank": 2, "energy": 0.9}, "contradict"),
@@ -151,7 +172,7 @@ def test_what_cannot_be_is_refused_with_a_reason(files, options: dict, words: st
     formats.save(made.delta("sd1", "emoji"), tmp_path / "e.safetensors")
     before = (tmp_path / "a.safetensors").read_bytes()
     out = tmp_path / options.pop("out", "out.safetensors")
-    with pytest.raises((InputError, UsageError), match=words):
+    with pytest.raises(DeltawError, match=words):
         merge([(tmp_path / name, w) for name, w in files], out, **options)
     assert (tmp_path / "a.safetensors").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "e.safetensors", "x.safetensors"]

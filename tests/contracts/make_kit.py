@@ -36,6 +36,7 @@ PATHS = {
 VARIANTS = {"sd3": "sd3-medium"}
 TO_Q = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 DIALECTS = ("kohya", "kohya-diffusers", "diffusers", "peft", "comfy")
+NORM = "unet.down_blocks.0.resnets.0.norm1"
 OTHERS = ("loha", "lokr", "ia3", "oft", "glora", "dora-rows", "dora-columns", "tucker")
 PEFT_KINDS = ("loha", "lokr", "oft-input", "scale", "dora-rows")
 WITHOUT_ALPHA = (
@@ -60,10 +61,16 @@ def sixteenths(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
 
 def update(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Update:
     """An update of any algorithm with nothing left at zero, rank 2 and alpha 0.5."""
-    algorithm = {"dora-rows": "lora", "dora-columns": "lora", "tucker": "lora"}.get(kind, kind)
+    algorithm = {
+        "dora-rows": "lora", "dora-columns": "lora", "tucker": "lora", "boft": "oft", "norm": "full",
+    }.get(kind, kind)  # fmt: skip
     tensors = adapters.named(algorithm).init(shape, 2, 0.5, generator)
     if kind == "tucker":
         tensors |= {"mid": torch.zeros(2, 2, *shape[2:]), "down": torch.zeros(2, shape[1], *(1 for _ in shape[2:]))}
+    if kind == "boft":  # two factors of the butterfly, blocks of 4
+        tensors["blocks"] = torch.zeros(2, shape[0] // 4, 4, 4)
+    if kind == "norm":
+        tensors["bias"] = torch.zeros(shape)
     tensors = {
         n: sixteenths(t.shape, generator).half() if t.is_floating_point() and t.ndim else t for n, t in tensors.items()
     }
@@ -127,13 +134,31 @@ def others() -> Iterator[tuple[str, str, Delta]]:
         )
     for kind in PEFT_KINDS:
         yield f"sd1-{kind}-peft", "peft", Delta("sd1", {TO_Q: update(kind, shapes[TO_Q], generator)})
+    for kind, path in (("boft", TO_Q), ("norm", NORM)):
+        yield f"sd1-{kind}-kohya", "kohya", Delta("sd1", {path: update(kind, shapes[path], generator)})
+
+
+def counted() -> Iterator[tuple[str, str, Delta]]:
+    """cloneofsimo's numbers, which have to count every attention layer of a component: those of the text encoder."""
+    shapes = listing.modules("sd1")
+    generator = torch.Generator().manual_seed(7)
+    paths = [
+        path
+        for path in shapes
+        if path.startswith("text_encoder.") and path.endswith(("q_proj", "k_proj", "v_proj", "out_proj"))
+    ]
+    factors = {path: adapters.named("lora").init(shapes[path], 1, 1.0, generator) for path in paths}
+    yield "sd1-lora-cloneofsimo", "cloneofsimo", Delta("sd1", {
+        path: Update("lora", {name: sixteenths(one[name].shape, generator).half() for name in ("up", "down")})
+        for path, one in factors.items()
+    })  # fmt: skip
 
 
 def make(folder: Path, truth: bool = True) -> None:
     """Writes every file, and `expected.json` with the `truth` about them, which takes the dense matrices."""
     shutil.rmtree(folder, ignore_errors=True)
     facts: dict[str, object] = {}
-    for stem, dialect, delta in itertools.chain(loras(), others()):
+    for stem, dialect, delta in itertools.chain(loras(), others(), counted()):
         name = stem + ("" if dialect == "peft" else ".safetensors")
         formats.save(delta, folder / name, dialect)
         facts[name] = expected(delta, listing.modules(VARIANTS.get(delta.family, delta.family))) if truth else None

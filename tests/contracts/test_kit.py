@@ -44,5 +44,5 @@ def test_the_script_makes_these_files(tmp_path: Path) -> None:
 
 
 def test_the_kit_stays_small() -> None:
-    assert sum(path.stat().st_size for path in KIT.rglob("*") if path.is_file()) < 1_550_000
+    assert sum(path.stat().st_size for path in KIT.rglob("*") if path.is_file()) < 1_800_000
     assert torch.equal(base((2, 2)), torch.tensor([[-5, -2], [2, 5]], dtype=torch.float64) / 8)

@@ -174,10 +174,17 @@ def of_dense(weight: torch.Tensor, n_most: int, generator: torch.Generator, n_pa
     kept = float(s[:n_most].double().square().sum())
     energy = float(torch.linalg.vector_norm(weight)) ** 2
     if energy - kept < 1e-3 * energy:  # the difference of nearly equal numbers wants more digits than float32's sum has
-        blocks = weight.split(max(1, (1 << 18) // weight.shape[1]))  # so that no float64 copy of the whole is made
-        energy = math.fsum(float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2 for block in blocks)
+        energy = energy_of(weight)
     rest = energy - kept
     return Spectrum(basis @ u[:, :n_most], s[:n_most], vt[:n_most], max(rest, 0.0))
+
+
+def energy_of(dense: torch.Tensor) -> float:
+    """The squared Frobenius norm in float64, without a copy of the whole in float64."""
+    import torch
+
+    blocks = dense.flatten().split(1 << 18)
+    return math.fsum(float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2 for block in blocks)
 
 
 @dataclass(frozen=True)

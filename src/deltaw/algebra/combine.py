@@ -132,11 +132,25 @@ def resolved(
 ) -> Sum:  # fmt: skip
     """As `sum_of`, with conflicts resolved by `method` "ties" or "dare"; dense."""
     plain = sum_of(path, terms, shape, weight)
-    dense = [w * _dense(path, update, shape, weight) for w, update in _present(path, terms) if not _only_bias(update)]
-    if len(dense) < 2 and method == "ties":
+    present = [(w, update) for w, update in _present(path, terms) if not _only_bias(update)]
+    if not present or (len(present) == 1 and method == "ties"):
         return plain
-    made = conflict.ties(dense, density) if method == "ties" else conflict.dare(dense, density, generator)
+    changes = [_thin_or_dense(path, w, update, shape, weight) for w, update in present]
+    if method == "ties":
+        made = conflict.ties(changes, shape, density)
+    else:
+        made = conflict.dare(changes, shape, density, generator)
     return Sum(shape, None, made, plain.bias)
+
+
+def _thin_or_dense(
+    path: str, w: float, update: Update, shape: tuple[int, ...], weight: Weights | None
+) -> conflict.Change:
+    """A weighted change, in float32 or more, as its factors where it has some."""
+    factors = _factors(update, shape) if len(shape) >= 2 else None
+    if factors is None:
+        return w * _dense(path, update, shape, weight)
+    return w * factors[0], factors[1]
 
 
 def relate(one: Sum, other: Sum) -> Overlap:
@@ -150,7 +164,7 @@ def norm_of(total: Sum) -> float:
     """Frobenius norm of a sum, from the Gram matrices of its factors where it has some."""
     if total.product is not None:
         return total.product.norm
-    return float(total.dense.double().norm()) if total.dense is not None else 0.0
+    return math.sqrt(lowrank.energy_of(total.dense)) if total.dense is not None else 0.0
 
 
 def _present(path: str, terms: Sequence[Term]) -> Iterator[tuple[float, Update]]:

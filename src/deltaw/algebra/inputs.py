@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltaw import families, formats, tensorfile
+from deltaw import atomic, families, formats, tensorfile
 from deltaw.algebra import combine
 from deltaw.algebra.combine import Term, Weights
 from deltaw.errors import InputError, UsageError
@@ -144,16 +144,27 @@ def _common_shapes(found: Sequence[Opened], names: Sequence[str | Path]) -> Shap
     return shapes
 
 
-def require_other(path: str | Path, out: str | Path) -> None:
-    """Refuses to write a result over an input.
+def require_output(out: str | Path, given: Iterable[str | Path], *, folder: bool = False) -> None:
+    """Refuses an output that is an input, is a folder where a file is made, or lies where nothing can be written.
+
+    Args:
+        out: what will be written, once the work is done.
+        given: the inputs.
+        folder: what is written may be a folder.
 
     Raises:
-        UsageError: both are the same file.
+        UsageError: `out` is an input or a folder.
+        DeltawError: nothing can be written there.
     """
-    if Path(path).resolve() == Path(out).resolve() or (
-        Path(out).exists() and Path(path).exists() and Path(out).samefile(path)
-    ):
-        raise UsageError("the output is an input", where=out, expected="another name", advice="choose another -o")
+    out = Path(out)
+    for path in map(Path, given):
+        if path.resolve() == out.resolve() or (out.exists() and path.exists() and out.samefile(path)):
+            raise UsageError("the output is an input", where=out, expected="another name", advice="choose another -o")
+    if out.is_dir() and not folder:
+        raise UsageError(
+            "the output is a folder", where=out, expected="a file's name", advice=f"-o {out / 'NAME.safetensors'}"
+        )
+    atomic.require_writable(out)
 
 
 def needs_base(error: ValueError, where: str | Path | None = None) -> InputError:

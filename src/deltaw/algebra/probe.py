@@ -93,4 +93,7 @@ def _apply(
         return x.new_zeros((n_out, x.shape[1]))
     if isinstance(change, tuple):
         return change[0].double() @ (change[1].double() @ x)
-    return change.double().reshape(n_out, -1) @ x
+    import torch
+
+    rows = change.reshape(n_out, -1).split(256)  # so that no float64 copy of the whole is made
+    return torch.cat([block.double() @ x for block in rows])

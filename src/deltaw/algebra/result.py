@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltaw import families, formats, spool, tensorfile
+from deltaw import device, families, formats, spool, tensorfile
 from deltaw.adapters.lowrank import Budget, Spectrum
 from deltaw.adapters.scaling import is_finite
 from deltaw.algebra import budget, combine
@@ -28,6 +28,10 @@ from deltaw.spool import Kept, Spool
 
 if TYPE_CHECKING:
     import torch
+
+
+FREED_BYTES = 1 << 28
+"""Of dense changes, after which the C library is asked to give back what it keeps between the small tensors that stay."""
 
 
 class OnDemand(Mapping[str, Update]):
@@ -188,11 +192,19 @@ class _Making:
         self._spectra: dict[tuple[str, ...], Shelved] = {}
         self._exact: dict[str, tuple[str, dict[str, Kept]]] = {}
         self._layers: list[Layer] = []
+        self._n_freed = 0
 
     def take(self, sums: Mapping[str, Sum]) -> None:
         """Takes the sums of a unit's modules."""
         for path, total in sums.items():
             self.proofs[path] = Proof.of(len(self.proofs), total, self.probes)
+        self._take(sums)
+        self._n_freed += sum(total.dense.nbytes for total in sums.values() if total.dense is not None)
+        if self._n_freed > FREED_BYTES:
+            self._n_freed = 0
+            device.give_back()
+
+    def _take(self, sums: Mapping[str, Sum]) -> None:
         matrices = [total for total in sums.values() if len(total.shape) > 1 and _changes_weight(total)]
         if self._wanted.is_set and matrices:
             whole = matrices[0] if len(sums) == 1 else combine.joint(list(sums.values()))

@@ -90,8 +90,7 @@ def bake(
 
     checkpoint = open_checkpoint(base)
     out = Path(out)
-    for path in (base, *(path for path, _ in files)):
-        inputs.require_other(path, out)
+    inputs.require_output(out, (base, *(path for path, _ in files)), folder=checkpoint.where.is_dir())
     if checkpoint.where.is_dir() and out.exists():
         raise UsageError(
             "the output exists", where=out, expected="a new folder", advice="choose another -o or remove it"

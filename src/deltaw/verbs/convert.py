@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaw import formats, tensorfile
-from deltaw.algebra.inputs import require_other
+from deltaw.algebra.inputs import require_output
 from deltaw.delta import Delta
 from deltaw.errors import UnverifiedError, UsageError
 from deltaw.events import Note, Saved, Tell, Warn, silent
@@ -69,24 +69,25 @@ def convert(
         InputError: the input cannot be used, or the dialect cannot hold it.
         UnverifiedError: the written file reads back as something else.
     """
-    require_other(file, out)
+    require_output(out, [file], folder="peft" in (to, dialect))
     if to == "lora":
         return _to_lora(file, out, dialect or "kohya", (rank, energy, size), base, strict, tell)
     if dialect is not None or (rank, energy, size) != (None, None, None):
         raise UsageError("a budget or another dialect goes with --to lora only", where=f"--to {to}")
     target = formats.named(to)
-    delta, match = formats.load(file, strict=strict)
-    for line in match.losses() if match.partial else ():
-        tell(Warn(f"{file}: {line}"))
-    for line in match.notes:
-        tell(Note(line))
-    if target.NAME == "peft":
-        n_bytes = formats.save(delta, out, to)
-        require_same(delta, out)
-    else:
-        with tensorfile.replacing(out) as temporary:
-            n_bytes = formats.save(delta, temporary, to)
-            require_same(delta, temporary)
+    with formats.lazy(file, strict=strict) as given:
+        delta, match = given.delta, given.match
+        for line in match.losses() if match.partial else ():
+            tell(Warn(f"{file}: {line}"))
+        for line in match.notes:
+            tell(Note(line))
+        if target.NAME == "peft":
+            n_bytes = formats.save(delta, out, to)
+            require_same(delta, out)
+        else:
+            with tensorfile.replacing(out) as temporary:
+                n_bytes = formats.save(delta, temporary, to)
+                require_same(delta, temporary)
     tell(Saved(str(out), n_bytes, f"{len(delta.updates)} modules in {to}"))
     return ConvertReport(Path(out), n_bytes, to, match)
 
@@ -99,7 +100,8 @@ def _to_lora(
     report: ShrinkReport = shrink(
         file, out, rank=rank, energy=energy, size=size, base=base, dialect=dialect, strict=strict, tell=tell
     )
-    _, match = formats.load(file)
+    with formats.lazy(file) as opened:
+        match = opened.match
     return ConvertReport(report.path, report.n_bytes, dialect, match, report.error)
 
 

@@ -114,8 +114,7 @@ def extract(
         UsageError: two budgets, or `out` is an input.
         InputError: the two are equal, unrelated or of different families, or one cannot be read.
     """
-    for path in (tuned, base):
-        inputs.require_other(path, out)
+    inputs.require_output(out, (tuned, base), folder=dialect == "peft")
     wanted = budget.parse(rank, energy, size)
     wanted = wanted if wanted.is_set else Budget(energy=0.99)
     kind = inputs.dtype_named(dtype or "float16")

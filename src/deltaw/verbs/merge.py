@@ -85,7 +85,8 @@ def merge(
         UnverifiedError: the written file does not do what the sum does.
     """
     wanted = budget.parse(rank, energy, size)
-    _require_usable(files, out, method, density, wanted.is_set)
+    _require_usable(files, method, density, wanted.is_set)
+    inputs.require_output(out, [path for path, _ in files], folder=dialect == "peft")
     generator = inputs.seeded(seed)
     with inputs.opened(files, tell, weights=weights, strict=strict, base=base) as given:
         first = given.terms[0].delta
@@ -100,9 +101,7 @@ def merge(
     return MergeReport(Path(out), written.n_bytes, first.family, written.layers, written.error, kept)
 
 
-def _require_usable(
-    files: Sequence[tuple[str | Path, float]], out: str | Path, method: str, density: float, cut: bool
-) -> None:
+def _require_usable(files: Sequence[tuple[str | Path, float]], method: str, density: float, cut: bool) -> None:
     if not files:
         raise UsageError("nothing to merge")
     if method not in METHODS:
@@ -118,7 +117,6 @@ def _require_usable(
     for path, weight in files:
         if not math.isfinite(weight):
             raise UsageError(f"the weight {weight} is no number", where=path)
-        inputs.require_other(path, out)
 
 
 def _maker(given: Inputs, method: str, density: float, generator: torch.Generator) -> Callable[[str], Sum]:

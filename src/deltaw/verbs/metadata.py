@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw import tensorfile
-from deltaw.algebra.inputs import require_other
-from deltaw.errors import InputError
+from deltaw.algebra.inputs import require_output
+from deltaw.errors import InputError, UsageError
 from deltaw.events import Saved, Tell, silent
 from deltaw.formats import loading
 
@@ -48,8 +48,11 @@ def edit(
 
     Raises:
         InputError: an entry to drop is not there, or the file cannot be read.
-        UsageError: `out` is the input.
+        UsageError: `out` is the input, or nothing is to be changed.
     """
+    if not put and not drop:
+        raise UsageError("nothing is to be changed", where=file, expected="entries to put or to drop",
+                         advice="--set key=value or --drop key; `deltaw inspect` lists them")  # fmt: skip
     header = tensorfile.read_header(file)
     if missing := [name for name in drop if name not in header.metadata]:
         raise InputError(
@@ -85,7 +88,7 @@ def written(
     Raises:
         UsageError: `out` is the input.
     """
-    require_other(file, out)
+    require_output(out, [file])
     described = {name: (info.dtype, info.shape) for name, info in header.tensors.items()}
     with tensorfile.lazy(file) as tensors:
         n_bytes = tensorfile.stream(out, described, tensors.region, metadata)

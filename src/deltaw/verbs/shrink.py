@@ -62,7 +62,7 @@ def shrink(
         InputError: the input cannot be used, or needs its base.
         UnverifiedError: the written file does not do what it should.
     """
-    inputs.require_other(file, out)
+    inputs.require_output(out, [file], folder=dialect in (None, "peft"))
     wanted = budget.parse(rank, energy, size)
     wanted = wanted if wanted.is_set else budget.Budget(energy=1.0)
     with inputs.opened([(file, 1.0)], tell, strict=strict, base=base) as given:
