@@ -190,7 +190,7 @@ def test_a_resumed_run_is_told_what_is_left(planned: tuple[sd.StableDiffusion, p
     predicted = forecast.make(base, made)
     measured = trial.Measured(step_s=2.0, exact_s=0.5, draw_s=1.0, decode_s=0.1)
     whole, rest = (
-        {p.phase: p.seconds for p in pace.parts(predicted.graph, predicted.job, made, measured, 8, 1.0, done)}
+        {p.phase: p.seconds for p in pace.parts(predicted.graph, predicted.job, made, measured, 8, done)}
         for done in (0, 120)
     )
     assert whole["train"] == 600
@@ -208,28 +208,63 @@ def test_the_bundled_base_has_no_figure_without_its_graph() -> None:
     assert found.draw == found.ask
 
 
+@pytest.mark.parametrize("sizes_px", [((64, 64),), ((64, 64), (128, 64))], ids=["one bucket", "two buckets"])
 def test_what_could_fail_late_is_tried_first_and_the_forecast_is_judged(
-    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+    sizes_px: tuple[tuple[int, int], ...], pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
 ) -> None:
+    for size in sizes_px:
+        folder = pictures(3, size, name=f"of/{size[0]}")
     events: list[Event] = []
     settings = ["prompts=['a']", "sample_steps=1", "snapshots=1"]
     run.train(
-        pictures(3), base=str(tiny_base), out=tmp_path / "out", steps=6, rank=2, settings=settings, tell=events.append
-    )
-    phases = [e.name for e in events if isinstance(e, Phase)]
-    wanted = [
-        "foretell memory and disk",
-        "try one sample",
-        "load the base",
+        folder.parent, base=str(tiny_base), out=tmp_path / "out", steps=6, rank=2, settings=settings,
+        tell=events.append,
+    )  # fmt: skip
+    said = [e.name if isinstance(e, Phase) else e.title if isinstance(e, Table) else f"step {e.step}" for e in events
+            if isinstance(e, Phase | Table | Step)]  # fmt: skip
+    before, tried, times = (
+        ["foretell memory and disk", "try one sample", "load the base"],
         "try one step of the largest bucket",
-        "train",
-    ]
-    assert [name for name in phases if name in wanted] == wanted
+        "how long it will take",
+    )
+    if len(sizes_px) == 1:  # the first step is that trial, and the second is measured
+        wanted = [*before, "train", "step 1", "step 2", times, "step 3"]
+        assert tried not in said
+    else:
+        wanted = [*before, tried, times, "train", "step 1", "step 2", "step 3"]
+    assert [name for name in said if name in wanted] == wanted
     assert sum(e.text.startswith("after 5 steps of") for e in events if isinstance(e, Note)) == 1
     cost = dict(next(e.rows for e in events if isinstance(e, Table) and e.title == "cost"))
     assert re.fullmatch(r"predicted \d\.\d\d GB, used \d\.\d\d GB: [+-]\d+ %", cost["peak memory, predicted"])
     assert "time, foretold after the first steps" in cost
     assert "try" in cost
+
+
+def test_a_graph_is_recalled_for_the_same_base_job_and_code_only(
+    planned: tuple[sd.StableDiffusion, plan.Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, made = planned
+    blueprint, job = Blueprint(base.folder.configs), memory.job(made)
+    found = graph.recalled(blueprint, job, tmp_path)
+    assert found == graph.measure(blueprint, job)
+    measured: list[graph.Job] = []
+
+    def measure(_: Blueprint, job: graph.Job) -> graph.Graph:
+        measured.append(job)
+        return found
+
+    monkeypatch.setattr(graph, "measure", measure)
+    assert graph.recalled(blueprint, job, tmp_path) == found
+    assert not measured
+    graph.recalled(blueprint, replace(job, rank=3), tmp_path)
+    graph.recalled(
+        Blueprint({**base.folder.configs, "vae": {**base.folder.configs["vae"], "latent_channels": 5}}), job, tmp_path
+    )
+    assert len(measured) == 2
+    for file in (tmp_path / "graphs").iterdir():
+        file.write_text('{"step"')
+    assert graph.recalled(blueprint, job, tmp_path) == found
+    assert len(measured) == 3
 
 
 def test_a_base_that_cannot_draw_ends_the_run_before_training(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -27,6 +28,9 @@ app.command(
 # It is read when torch is loaded, which the verbs do.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# Loading torch and diffusers makes millions of objects that stay: looking through them again and again for garbage
+# is a fifth of the start.
+gc.set_threshold(100_000, 20, 100)
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler talks on standard error otherwise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import signal
@@ -116,6 +117,7 @@ def train(
         with listening(as_json_lines=json) as show:
             from deltaw.training import run
 
+            gc.freeze()  # what was loaded stays; the collector need not look at it between the phases
             if dry_run:
                 run.dry_run(folder, options.parse(given, settings or (), config), strict=strict, tell=show)
                 return

@@ -11,10 +11,11 @@ import torch
 
 from deltaw import device as devices
 from deltaw.data import feed
+from deltaw.data.cache import default_root
 from deltaw.families.blueprint import Blueprint
 from deltaw.families.sd import StableDiffusion
 from deltaw.training import asking, memory
-from deltaw.training.graph import Graph, Job, measure
+from deltaw.training.graph import Graph, Job, recalled
 from deltaw.training.memory import Need
 from deltaw.training.plan import Plan
 
@@ -79,7 +80,7 @@ def make(base: StableDiffusion, made: Plan, **changes: Any) -> Forecast:
         UsageError: the targets match nothing in the base, or the rank is too large.
     """
     work = memory.job(made, **changes)
-    graph = measure(Blueprint(base.folder.configs), work)
+    graph = recalled(Blueprint(base.folder.configs), work, default_root())
     read = memory.feed_bytes(base, made)
     held = devices.rss_bytes()
     needs = memory.needs(graph, work, made.settings.optimizer, min(read, 2 * feed.HELD_BYTES), memory.file_bytes(base))

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from deltaw import inject
+from deltaw.atomic import write_text
+from deltaw.errors import DeltawError
+from deltaw.families import blueprint as blueprints
 from deltaw.families.blueprint import Blueprint
+from deltaw.training import tracing
 from deltaw.training.tracing import Traced, trace
 
 TRACED_IN = torch.float32
@@ -75,6 +84,43 @@ class Graph:
     def layer(self, dtype: torch.dtype) -> int:
         """Bytes of the UNet's largest module in `dtype`, which libraries copy into a layout of their own."""
         return self.largest_layer_bytes * dtype.itemsize // TRACED_IN.itemsize
+
+
+def recalled(blueprint: Blueprint, job: Job, root: Path) -> Graph:
+    """As `measure`, or what it found before for the same networks, job and code.
+
+    Args:
+        blueprint, job: as for `measure`.
+        root: folder of the cache.
+
+    Raises:
+        UsageError: as `measure`.
+    """
+    asked = {"configs": blueprint.configs, "job": {**asdict(job), "dtype": str(job.dtype)}, "code": _code()}
+    memory = (
+        root / "graphs" / f"{hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()}.json"
+    )
+    try:
+        kept = json.loads(memory.read_text(encoding="utf-8"))
+        pieces: dict[str, Any] = {
+            name: Traced(**value) if isinstance(value, dict) else value for name, value in kept.items()
+        }
+        return Graph(**pieces)
+    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged
+        found = measure(blueprint, job)
+    with contextlib.suppress(DeltawError, OSError):  # a full or read-only cache costs time, nothing else
+        write_text(memory, json.dumps(asdict(found)))
+    return found
+
+
+def _code() -> list[str]:
+    """What the graphs depend on beside the base and the job."""
+    files = (__file__, tracing.__file__, inject.__file__, blueprints.__file__)
+    return [
+        torch.__version__,
+        diffusers.__version__,
+        *(hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files),
+    ]
 
 
 def measure(blueprint: Blueprint, job: Job) -> Graph:

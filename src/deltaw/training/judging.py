@@ -48,10 +48,16 @@ class Judge:
         return self.questions.times.numel()
 
     def ask(self, work: Work, step: int) -> Score:
-        """Answers the questions with the adapter as it stands; step 0, while it is still zero, is the base."""
+        """Answers the questions with the adapter as it stands, and the first time with none: the base's own answers."""
+        if self._of_base is None:
+            with verify.holding(work.wrapped, {n: torch.zeros_like(p) for n, p in work.wrapped.parameters().items()}):
+                self._of_base = self._moved(work)
+                if 0 not in self.probes:  # a resumed run knows them
+                    self.probes[0] = self.losses(work)
+        plain, called = self._moved(work)
+        of_plain, of_called = self._of_base
         self.probes[step] = self.losses(work)
-        if step:
-            self.drifts[step] = self._drift(work)
+        self.drifts[step] = Drift(drift.relative(plain, of_plain), drift.relative(called, of_called))
         return self.score(Candidate(step, self.probes[step]))
 
     def losses(self, work: Work) -> Tensor:
@@ -103,13 +109,6 @@ class Judge:
                 self.probes[int(step)] = tensor
             elif kind == "drift":
                 self.drifts[int(step)] = Drift(*tensor.tolist())
-
-    def _drift(self, work: Work) -> Drift:
-        if self._of_base is None:
-            with verify.holding(work.wrapped, {n: torch.zeros_like(p) for n, p in work.wrapped.parameters().items()}):
-                self._of_base = self._moved(work)
-        plain, called = self._moved(work)
-        return Drift(drift.relative(plain, self._of_base[0]), drift.relative(called, self._of_base[1]))
 
     @torch.no_grad()
     def _moved(self, work: Work) -> tuple[Tensor, Tensor]:

@@ -86,8 +86,9 @@ def learn(
         initial = {name: p.detach().clone() for name, p in work.wrapped.parameters().items()}
     with clock.phase("try"):
         session.outlook.try_step(work, session.tell)
-    with clock.phase("judge and save"):
-        _start(session, work, run, judge, saved, other)
+    if saved is not None:
+        _go_on(session, work, run, judge, saved, other)
+    session.outlook.say(session.plan, judge.n_questions, session.tell, done=run.step)
     first, kept = run.step, _Kept()
     _train(session, work, run, judge, kept, stop_asked)
     clock.seconds["train"] = run.seconds
@@ -135,16 +136,12 @@ def _beginning(work: Work) -> Run:
     return Run(0, [], make(work.wrapped.parameters().values(), settings.lr, settings.weight_decay))
 
 
-def _start(session: Session, work: Work, run: Run, judge: Judge, saved: State | None, other: bool) -> None:
-    """The base's own answers to the fixed questions, or where the saved run stood."""
-    if saved is None or other:  # the adapter is still zero: the base's own answers
-        session.outlook.ask(lambda: judge.ask(work, 0), session.plan, judge.n_questions, session.tell)
-    if saved is not None:
-        keeping.restore(session, work, run, saved)
-        if not other:  # another run's snapshots answered other questions
-            judge.restore(saved.history)
-            run.ended = judge.wants_to_stop(run.step)
-            session.outlook.say(session.plan, judge.n_questions, session.tell, done=run.step)
+def _go_on(session: Session, work: Work, run: Run, judge: Judge, saved: State, other: bool) -> None:
+    """Takes up where the saved run stood."""
+    keeping.restore(session, work, run, saved)
+    if not other:  # another run's snapshots answered other questions
+        judge.restore(saved.history)
+        run.ended = judge.wants_to_stop(run.step)
 
 
 def _train(
@@ -161,7 +158,7 @@ def _train(
 
     session.tell(Phase("train", session.plan.settings.steps, "steps"))
     try:
-        loop.train(work, run, mark, stop_asked, session.tell)
+        loop.train(work, run, mark, stop_asked, session.outlook.following(work, judge.n_questions, session.tell))
     except loop.NotFiniteError as error:
         found = "nothing was learnt before them"
         if run.n_skipped < run.step:  # the adapter took nothing from the steps that failed

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from deltaw.data.cache import default_root
-from deltaw.events import Phase, Table, Tell, Warn
+from deltaw.events import Event, Phase, Step, Table, Tell, Warn
 from deltaw.families.sd import StableDiffusion
 from deltaw.options import Given
 from deltaw.training import forecast, pace, room, trial
@@ -70,23 +67,42 @@ class Outlook:
         self._drawing = trial.sample(base, made, device, tell)
 
     def try_step(self, work: Work, tell: Tell) -> None:
-        """Runs one step of the largest bucket; what it needs is there, or the run ends here."""
+        """Runs one step of the largest bucket; what it needs is there, or the run ends here.
+
+        Where there is one bucket alone the run's own first step is that trial.
+        """
+        if len({work.plan.sizes_px[i] for i in work.plan.training}) == 1:
+            return
         tell(Phase("try one step of the largest bucket"))
-        measured = trial.step(work.base, work.unet, work.wrapped, self.predicted.job, work.device)
+        step_s = trial.step(work.base, work.unet, work.wrapped, self.predicted.job, work.device)
+        self._take(work, step_s)
+
+    def following(self, work: Work, n_questions: int, tell: Tell) -> Tell:
+        """A listener that says after the second step what each phase will take, where no trial could tell it before.
+
+        The first step is not measured: libraries choose their kernels in it.
+        """
+        seconds: list[float] = []
+
+        def heard(event: Event) -> None:
+            tell(event)
+            if self._measured is None and isinstance(event, Step) and event.steps_per_s > 0:
+                seconds.append((len(seconds) + 1) / event.steps_per_s)
+                if len(seconds) == 2:
+                    self._take(work, seconds[1] - seconds[0])
+                    self.say(work.plan, n_questions, tell, done=event.step)
+
+        return heard
+
+    def _take(self, work: Work, step_s: float) -> None:
+        exact_s = trial.exact(work.base, work.unet, self.predicted.job, work.device)
         draw_s, decode_s = self._drawing or (None, None)
-        self._measured = replace(measured, draw_s=draw_s, decode_s=decode_s)
+        self._measured = Measured(step_s, exact_s, draw_s, decode_s)
 
-    def ask(self, asked: Callable[[], object], made: Plan, n_questions: int, tell: Tell) -> None:
-        """Asks the fixed questions of the base, measures that, and says what each phase will take."""
-        start = time.perf_counter()
-        asked()
-        self.say(made, n_questions, tell, ask_s=time.perf_counter() - start)
-
-    def say(self, made: Plan, n_questions: int, tell: Tell, *, ask_s: float | None = None, done: int = 0) -> None:
-        """Says what each phase will take, from the trial; `done` steps are behind a resumed run."""
+    def say(self, made: Plan, n_questions: int, tell: Tell, *, done: int = 0) -> None:
+        """Says what each phase will take, where that was measured; `done` steps are behind the run."""
         if self._measured is not None:
-            job = self.predicted.job
-            found = pace.parts(self.predicted.graph, job, made, self._measured, n_questions, ask_s, done)
+            found = pace.parts(self.predicted.graph, self.predicted.job, made, self._measured, n_questions, done)
             _tell_time(found, tell)
             seconds = {part.phase: part.seconds for part in found}
             self.watch.expect(seconds["judge and save"], seconds["write and prove"] + seconds["draw"])

@@ -31,7 +31,6 @@ def parts(
     made: Plan,
     measured: Measured,
     n_questions: int,
-    ask_s: float | None = None,
     done: int = 0,
 ) -> tuple[Part, ...]:
     """What is still to come after a trial: training, judging, proof and drawing.
@@ -42,14 +41,14 @@ def parts(
         made: the plan.
         measured: by the trial.
         n_questions: that every snapshot is asked.
-        ask_s: of one round of questions, where it was measured.
-        done: steps that a resumed run has behind it.
+        done: steps that the run has behind it.
     """
     settings = made.settings
     n_steps, marks = settings.steps - done, [mark for mark in made.marks if mark > done]
     per_flop = measured.step_s / graph.step.flops
-    asked_s = ask_s if ask_s is not None else n_questions * graph.ask.flops * per_flop
-    rounds = asking.n_rounds(made) - 1 - len(made.marks) + len(marks)  # the base's answers are there by then
+    asked_s = n_questions * graph.ask.flops * per_flop
+    asked_before = len(made.marks) > len(marks)  # at the first mark, which is behind: the base was asked then
+    rounds = asking.n_rounds(made) - len(made.marks) + len(marks) - asked_before
     drifts = (len(marks) + 1) * 2 * asking.N_DRIFT / n_questions
     n_rows, n_drawn = len(made.marks) + 1, job.n_drawn * (2 if job.guided else 1)
     draw_s = measured.draw_s if measured.draw_s is not None else n_drawn * graph.draw.flops * per_flop
@@ -63,7 +62,7 @@ def parts(
     return (
         Part("train", n_steps * measured.step_s, f"{n_steps} steps of {measured.step_s:.2f} s, measured"),
         Part("judge and save", (rounds + drifts) * asked_s,
-             f"{rounds} × {n_questions} questions and drift, {'measured' if ask_s is not None else 'by their FLOPs'}"),
+             f"{rounds} × {n_questions} questions and drift, by their FLOPs"),
         Part("write and prove", proofs * measured.exact_s, f"{proofs} predictions in float32 of {measured.exact_s:.2f} s, measured"),
         Part("draw", drawing, f"{n_rows} rows of {job.n_drawn} pictures, {settings.sample_steps} steps of {draw_s:.2f} s, {how}"),
     )  # fmt: skip

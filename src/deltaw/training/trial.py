@@ -42,8 +42,8 @@ class Measured:
     decode_s: float | None = None
 
 
-def step(base: StableDiffusion, unet: nn.Module, wrapped: Wrapped, job: Job, device: torch.device) -> Measured:
-    """Runs one training step of the largest bucket, after one that does not count; nothing is changed by it.
+def step(base: StableDiffusion, unet: nn.Module, wrapped: Wrapped, job: Job, device: torch.device) -> float:
+    """Seconds of one training step of the largest bucket, after one that does not count; nothing is changed by it.
 
     Args:
         base: whose network it is.
@@ -61,11 +61,15 @@ def step(base: StableDiffusion, unet: nn.Module, wrapped: Wrapped, job: Job, dev
 
     train()
     step_s = _seconds(train, device)
+    devices.give_back()
+    return step_s
+
+
+def exact(base: StableDiffusion, unet: nn.Module, job: Job, device: torch.device) -> float:
+    """Seconds of one prediction in float32 for a picture of the largest bucket."""
     x, times, text = questions(base, replace(job, batch=1), torch.float32, device)
     with torch.no_grad(), exactly(unet):
-        exact_s = _seconds(lambda: base.denoise(unet, x, times, text), device)
-    devices.give_back()
-    return Measured(step_s, exact_s)
+        return _seconds(lambda: base.denoise(unet, x, times, text), device)
 
 
 def questions(
@@ -83,7 +87,8 @@ def load_and_step(base: StableDiffusion, made: Plan, job: Job, device: torch.dev
     unet = base.denoiser(device, job.dtype)
     generator = torch.Generator().manual_seed(settings.seed)
     wrapped = inject.wrap(unet, settings.targets, settings.rank, settings.alpha, generator)
-    return step(base, unet, wrapped, job, device)
+    step_s = step(base, unet, wrapped, job, device)
+    return Measured(step_s, exact(base, unet, job, device))
 
 
 def sample(base: StableDiffusion, made: Plan, device: torch.device, tell: Tell) -> tuple[float, float]:
