@@ -97,14 +97,11 @@ def recalled(blueprint: Blueprint, job: Job, root: Path) -> Graph:
         UsageError: as `measure`.
     """
     asked = {"configs": blueprint.configs, "job": {**asdict(job), "dtype": str(job.dtype)}, "code": _code()}
-    memory = (
-        root / "graphs" / f"{hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()}.json"
-    )
+    name = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
+    memory = root / "graphs" / f"{name}.json"
     try:
         kept = json.loads(memory.read_text(encoding="utf-8"))
-        pieces: dict[str, Any] = {
-            name: Traced(**value) if isinstance(value, dict) else value for name, value in kept.items()
-        }
+        pieces: dict[str, Any] = {n: Traced(**v) if isinstance(v, dict) else v for n, v in kept.items()}
         return Graph(**pieces)
     except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged
         found = measure(blueprint, job)
@@ -118,7 +115,7 @@ def _code() -> list[str]:
     files = (__file__, tracing.__file__, inject.__file__, blueprints.__file__)
     return [
         torch.__version__,
-        diffusers.__version__,
+        metadata.version("diffusers"),
         *(hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files),
     ]
 
