@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from deltaw.options import TrainOptions, fields
+from deltaw.options import TrainOptions, fields, hidden_flags
 
 HEAD = """# Options of `deltaw train`
 
@@ -19,7 +19,8 @@ def page() -> str:
     for title, visible in (("Flags", True), ("Through `--set key=value`", False)):
         parts.append(f"## {title}\n\n| option | type | what it does |\n| --- | --- | --- |")
         for name, (kind, text) in fields(TrainOptions, visible=visible).items():
-            shown = f"`--{name.replace('_', '-')}`" if visible else f"`{name}`"
+            flag = f"`--{'no-' * (name == 'stop')}{name.replace('_', '-')}`"
+            shown = flag if visible else f"`{name}`" + f" or {flag}" * (name in hidden_flags(TrainOptions))
             parts.append(f"| {shown} | {_kind(kind)} | {text} |")
         parts.append("")
     return "\n".join(parts)

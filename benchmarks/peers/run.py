@@ -5,8 +5,9 @@
     python -m benchmarks.peers.run --job sd15 --px 256 --scratch FOLDER \\
         --kohya PATH/sd-scripts --kohya-python PATH/bin/python
 
-Same base, pictures (`examples/streamline`), batch, size in pixels, rank and precision (bfloat16) for all. DeltaW and plain peft always run;
-the others where they are given: their scripts are not part of this repository. First step: from the start of the process to
+Same base, pictures (`examples/streamline`), batch, size in pixels, rank and precision (bfloat16) for all; diffusers' script also in
+float32, which is what it computes in where it is not told otherwise. DeltaW and plain peft always run; the others where they are
+given: their scripts are not part of this repository. First step: from the start of the process to
 the end of its first optimizer step; DeltaW once with an empty cache and then with a warm one. A step: median over
 the run's later steps. Memory: the largest resident set up to the last step.
 """
@@ -66,10 +67,11 @@ def contenders(args: argparse.Namespace, job: Job) -> dict[str, Callable[[Path],
         "DeltaW": lambda out: trainers.deltaw(sys.executable, job, out / "run"),
         "plain peft": lambda out: trainers.plain_peft(sys.executable, job, out),
     }
-    if args.diffusers_script:
-        found["diffusers script"] = lambda out: trainers.diffusers_script(
-            args.diffusers_python, args.diffusers_script.resolve(), job, out / "diffusers"
-        )
+    for name, extra in (("diffusers script", []), ("diffusers script, float32", ["--mixed_precision", "no"])):
+        if args.diffusers_script:
+            found[name] = lambda out, extra=extra: trainers.diffusers_script(
+                args.diffusers_python, args.diffusers_script.resolve(), job, out / "diffusers", extra
+            )
     if args.kohya and args.job == "sd15":
         found["kohya sd-scripts"] = lambda out: trainers.kohya(
             args.kohya_python, args.kohya.resolve(), job, out / "kohya"

@@ -20,10 +20,10 @@ from deltaw.errors import InputError, UsageError
 
 
 class _LowRankProduct(torch.autograd.Function):
-    """y = x·Wᵀ + b + scale·(x·downᵀ)·upᵀ with W frozen, saving x alone.
+    """y = x·Wᵀ + b + scale·(x·downᵀ)·upᵀ with W frozen, saving x once, in compute precision.
 
-    Plain autograd would keep x once for the base and once, cast, for the adapter, and the rank-r
-    product besides; here x is kept in compute precision and the product is made again.
+    Plain autograd would keep x once for the base and once, cast, for the adapter. The rank-r product and the factors in
+    compute precision are kept too: they are r / in of x, and making them again costs narrow layers a tenth of the adapter.
     """
 
     @staticmethod
@@ -31,23 +31,23 @@ class _LowRankProduct(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
         flat = x.flatten(0, -2)
-        y = functional.linear(flat, weight, bias)
-        y.addmm_(flat @ down.to(x.dtype).t(), (up * scale).to(x.dtype).t())
-        ctx.save_for_backward(x, weight, down, up)
-        ctx.scale = scale
+        low_down, low_up = down.to(x.dtype), (up * scale).to(x.dtype)
+        low = flat @ low_down.t()  # (n, r)
+        y = functional.linear(flat, weight, bias).addmm_(low, low_up.t())
+        ctx.save_for_backward(x, weight, low_down, low_up, low)
+        ctx.scale, ctx.kind = scale, up.dtype
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, down, up = ctx.saved_tensors
+        x, weight, low_down, low_up, low = ctx.saved_tensors
         flat, g = x.flatten(0, -2), grads[0].flatten(0, -2)
-        low_down, low_up = down.to(x.dtype), (up * ctx.scale).to(x.dtype)
         through = g @ low_up  # (n, r)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (g @ weight).addmm_(through, low_down).view_as(x)
-        grad_up = (g.t() @ (flat @ low_down.t())).to(up.dtype) * ctx.scale
-        return grad_x, None, None, (through.t() @ flat).to(down.dtype), grad_up, None
+        grad_up = (g.t() @ low).to(ctx.kind) * ctx.scale
+        return grad_x, None, None, (through.t() @ flat).to(ctx.kind), grad_up, None
 
 
 class LowRank(nn.Module):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+from pydantic.fields import FieldInfo
 
 from deltaw.errors import DeltawError, InputError, UsageError, refuse_all
 
@@ -28,9 +29,13 @@ MOST_SEED = 2**63 - 1
 AnyPath = Annotated[Path, Strict(False)]
 
 
-def _option(help_text: str, *, visible: bool = False, **limits: Any) -> Any:
-    """An option that the user may leave out. `visible` ones are flags; the others go through --set."""
-    return Field(default=None, description=help_text, json_schema_extra={"visible": visible}, **limits)
+def _option(help_text: str, *, visible: bool = False, flag: bool = False, **limits: Any) -> Any:
+    """An option that the user may leave out. `visible` ones are flags in the help; the others go through --set.
+
+    `flag`: it is a flag too, but not one of the few that the help shows.
+    """
+    extra: Any = {"visible": visible, "flag": flag or visible}
+    return Field(default=None, description=help_text, json_schema_extra=extra, **limits)
 
 
 class TrainOptions(BaseModel):
@@ -76,9 +81,13 @@ class TrainOptions(BaseModel):
         "Pictures that look alike: each counts, or of every group only the first is used."
     )
     snapshots: int | None = _option("How many times the run is saved and judged, the end included.", ge=1)
-    stop: bool | None = _option("End the run early where further steps have stopped paying.")
-    until: int | None = _option("Step that is reached whatever the curve says; no early stop before it.", ge=0)
-    final_all: bool | None = _option("At the end train anew on all pictures for the recommended number of steps.")
+    stop: bool | None = _option("End the run early where further steps have stopped paying.", flag=True)
+    until: int | None = _option(
+        "Step that is reached whatever the curve says; no early stop before it.", flag=True, ge=0
+    )
+    final_all: bool | None = _option(
+        "At the end train anew on all pictures for the recommended number of steps.", flag=True
+    )
     prompts: list[str] | None = _option("Prompts of the contact sheet.", min_length=1)
     sample_steps: int | None = _option("Denoising steps of the contact sheet.", ge=1)
     guidance: float | None = _option("Classifier-free guidance of the contact sheet.", ge=0)
@@ -100,11 +109,21 @@ class Given:
 
 def fields(model: type[BaseModel], *, visible: bool) -> dict[str, tuple[Any, str]]:
     """Option name to (type without None, help) for the visible or for the other options."""
-    found = {}
-    for name, info in model.model_fields.items():
-        if bool(typing.cast("dict[str, Any]", info.json_schema_extra)["visible"]) == visible:
-            found[name] = (_without_none(info.annotation), info.description or "")
-    return found
+    return {
+        name: (_without_none(info.annotation), info.description or "")
+        for name, info in model.model_fields.items()
+        if _extra(info)["visible"] == visible
+    }
+
+
+def hidden_flags(model: type[BaseModel]) -> tuple[str, ...]:
+    """Names of the options that are flags, but not in the help."""
+    extras = {name: _extra(info) for name, info in model.model_fields.items()}
+    return tuple(name for name, extra in extras.items() if extra["flag"] and not extra["visible"])
+
+
+def _extra(info: FieldInfo) -> dict[str, Any]:
+    return typing.cast("dict[str, Any]", info.json_schema_extra)
 
 
 def parse(flags: Mapping[str, Any], settings: Sequence[str] = (), config: str | Path | None = None) -> Given:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,50 @@ def test_latents_that_are_not_finite_are_named(
 
     monkeypatch.setattr(feed, "fill", spoilt)
     assert "the latents of 1 pictures are not finite" in _failure(pictures(3), tiny_base, tmp_path / "out")
+
+
+def test_an_embedding_that_is_not_finite_is_named(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = feed.fill
+
+    def spoilt(*words: object) -> feed.Feed:
+        data = original(*words)  # type: ignore[arg-type]
+        for text in data.texts:
+            data.texts[text][0, 0] = float("nan")
+        return data
+
+    monkeypatch.setattr(feed, "fill", spoilt)
+    said = _failure(pictures(3), tiny_base, tmp_path / "out")
+    assert re.search(r"the cause: the embedding of 'a thing number \d, blocky style' is not finite", said)
+
+
+def test_an_adapter_that_is_not_finite_itself_is_named(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop.optim.clip
+
+    def spoil(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
+        norm = original(parameters, max_norm)
+        parameters[0].data.fill_(float("nan"))
+        return norm
+
+    monkeypatch.setattr(loop.optim, "clip", spoil)
+    settings = ("snapshots=1", *SETTINGS[:1], *SETTINGS[2:])
+    with pytest.raises(DeltawError, match=r"the adapter itself is not finite \(.*\.down\)") as caught:
+        deltaw.train(pictures(3), base=str(tiny_base), out=tmp_path / "out", steps=20, batch=1, rank=2, settings=settings)
+    assert "no sound adapter was saved" in str(caught.value)
+
+
+def test_what_does_not_happen_again_is_the_hardwares_fault(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"steps": 10, "batch": 1, "rank": 2, "lr": 1e-2}
+    monkeypatch.setattr(loop.optim, "clip", lambda *_: float("nan"))  # the gradients themselves are sound
+    with pytest.raises(DeltawError, match="the same batch is finite when it is tried again"):
+        deltaw.train(
+            pictures(3), base=str(tiny_base), out=tmp_path / "out", settings=(*SETTINGS, "dtype=float32"), **settings
+        )
 
 
 def test_an_adapter_that_has_grown_too_large_is_the_learning_rates_fault(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,12 @@ import torch
 from PIL import Image
 
 import deltaw
-from deltaw import cli, inject
+from deltaw import cli, formats, inject
 from deltaw.delta import Delta
 from deltaw.errors import InputError, UsageError
 from deltaw.events import Event, Note, Table, Warn
 from deltaw.families import sd
+from deltaw.judge import seen
 
 FEW = {"steps": 2, "dtype": "float32", "device": "cpu"}
 
@@ -35,6 +37,23 @@ def loras(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         files.append(folder / f"{name}.safetensors")
         Delta(taken.family, taken.updates, ("blocky style",)).save(files[-1])
     return files[0], files[1]
+
+
+def test_a_file_that_was_trained_on_the_reference_is_named(
+    tiny_base: Path, loras: tuple[Path, Path], pictures: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = pictures(5)
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.png"))]
+    knows = tmp_path / "knows.safetensors"
+    delta, _ = formats.load(loras[0], shapes=formats.shapes_of(tiny_base))
+    delta.with_metadata({seen.ENTRY: seen.pack([*digests[:2], "0" * 64])}).save(knows)
+    heard: list[Event] = []
+    deltaw.compare([knows, (knows, 0.5), loras[1]], reference=folder, base=tiny_base, prompts=["a house"],
+                   out=tmp_path / "out", tell=heard.append, **FEW)  # fmt: skip
+    said = [e.text for e in heard if isinstance(e, Warn) and "was trained on" in e.text]
+    assert [text[: text.index(",")] for text in said] == [
+        "knows.safetensors was trained on 2 of the 5 reference pictures"
+    ]
 
 
 def test_files_and_strengths_are_judged_on_the_users_pictures(

@@ -80,16 +80,19 @@ class Stop:
 
 
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds a flag for every visible training option; what it means stands in `deltaw.options` alone."""
+    """Adds a flag for every training option that is one; what it means stands in `deltaw.options` alone."""
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     flags = []
-    for name, (kind, help_text) in options.fields(options.TrainOptions, visible=True).items():
-        annotation: Any = Annotated[bool, Parameter(help=help_text, negative="", show_default=False)]
+    hidden = options.hidden_flags(options.TrainOptions)
+    others = options.fields(options.TrainOptions, visible=False)
+    known = {**options.fields(options.TrainOptions, visible=True), **{name: others[name] for name in hidden}}
+    for name, (kind, help_text) in known.items():
+        shown = name not in hidden
+        annotation: Any = Annotated[bool | None, Parameter(help=help_text, negative="" if shown else None, show=shown)]
         if kind is not bool:  # text for now: `options.parse` checks all types at once
-            annotation = Annotated[str | None, Parameter(help=help_text, metavar=METAVARS[kind])]
-        default = False if kind is bool else None
-        flags.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+            annotation = Annotated[str | None, Parameter(help=help_text, metavar=METAVARS[kind], show=shown)]
+        flags.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     positional = [p for p in own if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     rest = [p for p in own if p.kind is inspect.Parameter.KEYWORD_ONLY]
     command.__signature__ = signature.replace(parameters=[*positional, *flags, *rest])  # type: ignore[attr-defined]
@@ -112,7 +115,7 @@ def train(
 ) -> None:
     """Its line of help stands where it is registered, so that `deltaw --help` need not load every option."""
     stop = Stop()
-    given = {name: value for name, value in flags.items() if value is not None and value is not False}
+    given = {name: value for name, value in flags.items() if value is not None}
     try:
         with listening(as_json_lines=json) as show:
             from deltaw.training import run

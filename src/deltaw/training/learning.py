@@ -160,14 +160,21 @@ def _train(
     try:
         loop.train(work, run, mark, stop_asked, session.outlook.following(work, judge.n_questions, session.tell))
     except loop.NotFiniteError as error:
-        found = "nothing was learnt before them"
-        if run.n_skipped < run.step:  # the adapter took nothing from the steps that failed
-            keeping.save(session, work, run, judge.history())
-            found = f"the adapter before them is {session.folder.snapshot(run.step)}"
-        raise diagnose.explain(work, error, found) from error
+        raise diagnose.explain(work, error, _save_what_is_sound(session, work, run, judge)) from error
     if run.ended:
         session.tell(Note(f"stopped at step {run.step} of {session.plan.settings.steps}: further steps have stopped paying "
-                          "(--set stop=false goes on all the same)"))  # fmt: skip
+                          "(--no-stop goes on all the same)"))  # fmt: skip
+
+
+def _save_what_is_sound(session: Session, work: Work, run: Run, judge: Judge) -> str:
+    """Saves the adapter as it was before the steps that failed, which it took nothing from; says where it is."""
+    if run.n_skipped == run.step:
+        return "nothing was learnt before them"
+    if all(bool(p.isfinite().all()) for p in work.wrapped.parameters().values()):
+        keeping.save(session, work, run, judge.history())
+        return f"the adapter before them is {session.folder.snapshot(run.step)}"
+    kept = [session.folder.snapshot(step) for step in session.plan.marks if step < run.step]
+    return f"the last sound adapter is {kept[-1]}" if kept else "no sound adapter was saved before"
 
 
 def _retrain(session: Session, work: Work, n_steps: int, stop_asked: Callable[[], bool]) -> Session:

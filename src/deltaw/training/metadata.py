@@ -10,6 +10,7 @@ from deltaw._version import VERSION
 from deltaw.data.folder import Dataset
 from deltaw.families.family import Family
 from deltaw.families.sd import StableDiffusion
+from deltaw.judge import seen
 from deltaw.training import fingerprint
 from deltaw.training.plan import Plan, common_ending
 
@@ -62,6 +63,7 @@ def describe(name: str, family: Family, plan: Plan, dataset: Dataset, base: Stab
         "modelspec.resolution": f"{settings.resolution}x{settings.resolution}",
         "modelspec.prediction_type": {"v_prediction": "v"}.get(base.objective.name, base.objective.name),
         "deltaw.version": VERSION,
+        seen.ENTRY: seen.pack([picture.digest for picture in dataset.pictures]),
         RECIPE: json.dumps(recipe(plan, dataset, base), sort_keys=True),
     }
     if words:

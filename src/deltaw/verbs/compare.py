@@ -109,6 +109,8 @@ def compare(
     words = list(dict.fromkeys(word for e in entries for delta, _ in e.deltas for word in delta.trigger))
     on, _ = devices.choose(device)
     known = contest.encode(opened, Path(reference), on, words, tell) if reference else None
+    if known:
+        contest.tell_seen(entries, known, tell)
     tell(Phase("load base"))
     painter = Painter(opened, device, dtype)
     called_by = words[0] if words else ""

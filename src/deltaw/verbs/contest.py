@@ -17,7 +17,7 @@ from deltaw.delta import Delta
 from deltaw.diffusion.objective import mix
 from deltaw.events import Phase, Tell, Tick, Warn
 from deltaw.families import sd
-from deltaw.judge import drift, questions
+from deltaw.judge import drift, questions, seen
 from deltaw.judge.columns import Column, without
 from deltaw.judge.drift import Drift
 from deltaw.judge.questions import Questions
@@ -42,10 +42,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Reference:
-    """The user's pictures: latents, each (c, h, w), and captions."""
+    """The user's pictures: latents, each (c, h, w), captions, and SHA-256 of the files."""
 
     latents: Sequence[Tensor]
     captions: Sequence[str]
+    digests: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,16 @@ def encode(base: sd.StableDiffusion, path: Path, device: torch.device, words: Se
                   f"which the files are called up by (e.g. {silent[0]!r}); their loss says little"))  # fmt: skip
     sizes = [buckets.bucket(p.size_px, base.resolution_px, base.bucket_step_px) for p in pictures]
     data = feed.fill(base, pictures, sizes, captions, device, Cache(default_root()), tell)
-    return Reference(data.latents, captions)
+    return Reference(data.latents, captions, [p.digest for p in pictures])
+
+
+def tell_seen(entries: Sequence[Entry], known: Reference, tell: Tell) -> None:
+    """Says which files were trained on the reference pictures."""
+    headers = {entry.path: delta.metadata for entry in entries for delta, _ in entry.deltas}
+    for path, header in headers.items():
+        if n_seen := seen.count(header, known.digests):
+            tell(Warn(f"{path.name} was trained on {n_seen} of the {len(known.digests)} reference pictures, "
+                      "which flatters its loss; other pictures would judge it fairly"))  # fmt: skip
 
 
 def draw(painter: Painter, columns: Sequence[Column], entries: Sequence[Entry], steps: int, guidance: float,
