@@ -43,16 +43,16 @@ class Seen:
     peak_bytes: int
 
 
-def watched(start: Start, scratch: Path) -> Seen:
-    """Runs a trainer under the watcher.
+def watched(start: Start, scratch: Path, n_steps: int) -> Seen:
+    """Runs a trainer under the watcher until its last step; what comes after is not measured.
 
     Raises:
         RuntimeError: it failed; its last words are in the message.
     """
     log = scratch / "steps.jsonl"
     began = time.monotonic()
-    done = subprocess.run(start.command(log), cwd=start.cwd, env=trainers.environment(scratch / "cache"), capture_output=True,
-                          text=True, check=False)  # fmt: skip
+    done = subprocess.run(start.command(log), cwd=start.cwd, env={**trainers.environment(scratch / "cache"), "WATCHED_STEPS": str(n_steps)},
+                          capture_output=True, text=True, check=False)  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{start.script.name} failed:\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}")
     steps = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
@@ -76,10 +76,10 @@ def contenders(args: argparse.Namespace, job: Job) -> dict[str, Callable[[Path],
         found["kohya sd-scripts"] = lambda out: trainers.kohya(
             args.kohya_python, args.kohya.resolve(), job, out / "kohya"
         )
-    return found
+    return {name: start for name, start in found.items() if name == "DeltaW" or not args.only or name in args.only}
 
 
-def race(starts: Mapping[str, Callable[[Path], Start]], runs: int) -> dict[str, list[Seen]]:
+def race(starts: Mapping[str, Callable[[Path], Start]], runs: int, n_steps: int) -> dict[str, list[Seen]]:
     """Each contender `runs` times, taking turns; caches live on between the runs of one contender."""
     seen: dict[str, list[Seen]] = {name: [] for name in starts}
     with tempfile.TemporaryDirectory() as caches:
@@ -88,7 +88,7 @@ def race(starts: Mapping[str, Callable[[Path], Start]], runs: int) -> dict[str, 
                 own = Path(caches) / name.replace(" ", "_")
                 own.mkdir(exist_ok=True)
                 with tempfile.TemporaryDirectory() as out:
-                    seen[name].append(watched(start(Path(out)), own))
+                    seen[name].append(watched(start(Path(out)), own, n_steps))
                 print(f"# run {i + 1} {name}: {seen[name][-1]}", file=sys.stderr, flush=True)
     return seen
 
@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path("runs/peers"), help="where a made base is kept")
     parser.add_argument("--diffusers-script", type=Path)
     parser.add_argument("--diffusers-python", default=sys.executable)
+    parser.add_argument("--only", nargs="+", help="names of the contenders, if not all")
     parser.add_argument("--kohya", type=Path)
     parser.add_argument("--kohya-python", default=sys.executable)
     args = parser.parse_args()
@@ -129,7 +130,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             pictures = jobs.prepare(ROOT / "examples" / "streamline", Path(scratch))
             job = Job(base, pictures, args.px or (128 if args.job == "bundled" else 256), batch, args.steps)
-            print(table(job, args.job, race(contenders(args, job), args.runs)), flush=True)
+            print(table(job, args.job, race(contenders(args, job), args.runs, args.steps)), flush=True)
 
 
 if __name__ == "__main__":

@@ -57,10 +57,20 @@ def _base(seed: int = 0) -> Candidate:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_an_underfit_run_is_told_that_more_steps_would_pay(seed: int) -> None:
+@pytest.mark.parametrize(("curve", "more", "spread"), [
+    ([0.988, 0.972, 0.960, 0.954, 0.953], -0.024, 0.005),
+    ([0.9955, 0.9908, 0.9876, 0.9861, 0.9859], -0.006, 0.0004),  # a style that is near the base: less to gain, as unfinished
+])  # fmt: skip
+def test_an_underfit_run_is_told_that_more_steps_would_pay(
+    curve: list[float], more: float, spread: float, seed: int
+) -> None:
     """As long as the gain keeps pace with the rate that is spent, however flat the curve ends."""
-    run = _run([0.988, 0.972, 0.960, 0.954, 0.953], spread=0.005, seed=seed)
-    assert choice.outlook(_base(seed), run, COSINE) == pytest.approx(-0.024, abs=0.006)
+    run = _run(curve, spread=spread, seed=seed)
+    assert choice.outlook(_base(seed), run, COSINE) == pytest.approx(more, abs=-more / 4)
+
+
+def test_a_gain_of_next_to_nothing_is_not_worth_more_steps() -> None:
+    assert choice.outlook(_base(), _run([0.9998, 0.9995, 0.9993, 0.9992, 0.999], spread=0), COSINE) is None
 
 
 @pytest.mark.parametrize("seed", range(20))

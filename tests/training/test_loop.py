@@ -140,7 +140,9 @@ def test_an_adapter_that_is_not_finite_itself_is_named(
     monkeypatch.setattr(loop.optim, "clip", spoil)
     settings = ("snapshots=1", *SETTINGS[:1], *SETTINGS[2:])
     with pytest.raises(DeltawError, match=r"the adapter itself is not finite \(.*\.down\)") as caught:
-        deltaw.train(pictures(3), base=str(tiny_base), out=tmp_path / "out", steps=20, batch=1, rank=2, settings=settings)
+        deltaw.train(
+            pictures(3), base=str(tiny_base), out=tmp_path / "out", steps=20, batch=1, rank=2, settings=settings
+        )
     assert "no sound adapter was saved" in str(caught.value)
 
 

@@ -10,8 +10,10 @@ from torch import Tensor
 
 PRICE = 0.001
 """The share of the loss that an earlier snapshot may cost, however large the noise is."""
-WORTH = 0.01
-"""The share of the loss that half as many steps again must bring to be worth it."""
+WORTH = 0.1
+"""The share of what was gained so far that half as many steps again must add to be worth it."""
+WORTH_LEAST = 0.002
+"""The share of the loss that they must bring in any case."""
 PATIENCE = 2
 """Marks without a new best that are waited for before a run stops."""
 
@@ -84,7 +86,10 @@ def choose(snapshots: Sequence[Candidate], averages: Sequence[Candidate] = (), f
 
 
 def outlook(base: Candidate, snapshots: Sequence[Candidate], learnt: Mapping[int, float]) -> float | None:
-    """By how much half as many steps again would lower the loss, relative; None if by noise or by less than `WORTH`.
+    """By how much half as many steps again would lower the loss, relative; None if by noise or by too little.
+
+    A style that is far from the base takes a fifth off the loss, one that is near it a twentieth, and either may be half
+    learnt; so what is worth it is told by the gain (`WORTH`), and by the loss only where it is next to nothing.
 
     A rate that falls to nothing makes every curve end flat, so progress is counted in learning rate spent, not in
     steps, and 1 - exp(-a·progress) is laid through the base, the mark near two thirds and the last one. A run that
@@ -105,7 +110,7 @@ def outlook(base: Candidate, snapshots: Sequence[Candidate], learnt: Mapping[int
     a = _bend(part / whole, at)
     more = 0.5 if a < 1e-3 else math.exp(-a) * (1 - math.exp(-a / 2)) / (1 - math.exp(-a))
     change = -more * whole / last.loss
-    return change if change < -WORTH else None
+    return change if more >= WORTH and change <= -WORTH_LEAST else None
 
 
 def _bend(share: float, at: float) -> float:
