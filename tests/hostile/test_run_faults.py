@@ -124,7 +124,20 @@ main()
 
 def started(folder: Path, base: Path, out: Path) -> subprocess.Popen[str]:
     """A run of many steps that has done three and saved the second."""
-    words = ["--base", base, "--out", out, "--steps", "5000", "--rank", "2", "--json", "--set", "snapshots=2500"]
+    words = [
+        "--base",
+        base,
+        "--out",
+        out,
+        "--steps",
+        "5000",
+        "--rank",
+        "2",
+        "--json",
+        "--no-stop",
+        "--set",
+        "snapshots=2500",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, str(folder), *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )  # fmt: skip
