@@ -3,6 +3,7 @@
     python -m benchmarks.prediction                     # the bundled base: batch 1, 4, 16; 64, 128, 256 px
     python -m benchmarks.prediction --base sd15 --px 256 512 --batch 1
     python -m benchmarks.prediction --base sdxl --px 1024 --batch 1   # on the meta device alone: predicted, not run
+    python -m benchmarks.prediction --base sdxl --px 512 --batch 1 --step   # real steps of the network alone, on the CPU
 
 Every run is a process of its own with an empty cache. sd15 is Stable Diffusion 1.5's shapes with random
 weights, made in a temporary folder (2 GB). Time is foretold after the first five steps.
@@ -17,14 +18,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
+from deltaw import device as devices
+from deltaw import inject
 from deltaw.events import Event, Table
 from deltaw.families.blueprint import Blueprint
 from deltaw.families.networks import VARIANTS
-from deltaw.training import graph, memory, run
+from deltaw.training import graph, memory, optim, run
 from deltaw.zoo import bundled_base
 
 PICTURES = Path(__file__).parents[1] / "examples" / "inkline"
@@ -70,15 +76,46 @@ def measure(base: str, pictures: str, px: int, batch: int, steps: int) -> None:
     print(json.dumps(found))
 
 
-def foretell_sdxl(px: int, batch: int) -> None:
-    """Stable Diffusion XL's network alone, which no small machine trains."""
+def sdxl(px: int, batch: int) -> tuple[Blueprint, graph.Job]:
+    """Stable Diffusion XL's shapes, and a job on them: bfloat16, rank 16 on Q, K, V and O."""
     config = {"in_channels": 4, **VARIANTS["sdxl"]["unet"][1]}
     vae, text = {**VAE, "sample_size": 1024}, VARIANTS["sdxl"]["text_encoder"][1]
     job = graph.Job(torch.bfloat16, batch, 16, r"attn[12]\.to_(q|k|v|out\.0)$", (px, px), px, 2, True, 2)
-    made = graph.measure(Blueprint({"unet": config, "vae": vae, "text_encoder": text}), job)
-    needs = memory.needs(made, job, "adamw", 0, {"unet": made.unet_bytes, "vae": 0, "text_encoder": 0})
-    for need in needs:
-        print(f"sdxl {px} px batch {batch:2}  {need.phase:16} {need.n_bytes / 1e9:6.2f} GB  {need.reason}")
+    return Blueprint({"unet": config, "vae": vae, "text_encoder": text}), job
+
+
+def foretell_sdxl(px: int, batch: int) -> tuple[memory.Need, ...]:
+    """What each phase of such a run needs, beyond the program."""
+    blueprint, job = sdxl(px, batch)
+    made = graph.measure(blueprint, job)
+    return memory.needs(made, job, "adamw", 0, {"unet": made.unet_bytes, "vae": 0, "text_encoder": 0})
+
+
+def step_sdxl(px: int, batch: int) -> None:
+    """Trains the network alone for two steps, weights all alike, and prints predicted and used memory."""
+    [need] = [need for need in foretell_sdxl(px, batch) if need.phase == "train"]
+    predicted = devices.rss_bytes() + memory.LIBRARIES_BYTES + need.n_bytes
+    blueprint, job = sdxl(px, batch)
+    unet = blueprint.denoiser(job.dtype).to_empty(device="cpu")
+    for parameter in unet.parameters():
+        parameter.data.fill_(1e-3)
+    wrapped = inject.wrap(unet, job.targets, job.rank, float(job.rank), torch.Generator().manual_seed(0))
+    parameters = list(wrapped.parameters().values())
+    optimizer = optim.adamw(parameters, 1e-4, 0.0)
+    arguments = tree_map(_filled, blueprint.questions(batch, job.largest_px, job.dtype))
+    for _ in range(2):
+        start = time.perf_counter()
+        unet(**arguments)[0].float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - start
+    used = devices.peak_rss_bytes()
+    print(f"sdxl {px} px batch {batch:2}  a step: predicted {predicted / 1e9:.2f} GB, used {used / 1e9:.2f} GB: "
+          f"{100 * (used / predicted - 1):+.0f} %; it took {seconds:.0f} s")  # fmt: skip
+
+
+def _filled(value: Any) -> Any:
+    return torch.ones(value.shape, dtype=value.dtype) if isinstance(value, torch.Tensor) else value
 
 
 def main() -> None:
@@ -88,6 +125,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--pictures", default=str(PICTURES))
+    parser.add_argument("--step", action="store_true", help="sdxl: a real step of the network, 6 GB and more")
     parser.add_argument("--one", action="store_true", help="one run in this process")
     args = parser.parse_args()
     if args.one:
@@ -100,7 +138,12 @@ def main() -> None:
         for px in args.px:
             for batch in args.batch:
                 if args.base == "sdxl":
-                    foretell_sdxl(px, batch)
+                    for need in () if args.step else foretell_sdxl(px, batch):
+                        print(
+                            f"sdxl {px} px batch {batch:2}  {need.phase:16} {need.n_bytes / 1e9:6.2f} GB  {need.reason}"
+                        )
+                    if args.step:
+                        step_sdxl(px, batch)
                     continue
                 command = [sys.executable, "-m", "benchmarks.prediction", "--one", "--base", base, "--px", str(px)]
                 command += ["--batch", str(batch), "--steps", str(args.steps), "--pictures", args.pictures]
