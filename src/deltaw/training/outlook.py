@@ -59,7 +59,7 @@ class Outlook:
         self._measured: Measured | None = None
 
     def try_sample(self, base: StableDiffusion, made: Plan, device: torch.device, tell: Tell) -> None:
-        """Draws one row of the sheet with a single denoising step.
+        """Draws one row of the sheet in one or two denoising steps.
 
         Raises:
             InputError: the base cannot draw.

@@ -24,9 +24,8 @@ from deltaw.training.graph import Job
 from deltaw.training.plan import Plan
 from deltaw.verbs.generate import Painter, Recipe
 
-
 SHORT_S = 0.5
-"""Work of less is measured twice; of more, a tenth of a second of beginning does not matter."""
+"""After a first step of less a second one is taken and counts: prompts are encoded and kernels chosen before the first."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +95,14 @@ def load_and_step(base: StableDiffusion, made: Plan, job: Job, device: torch.dev
 
 
 def sample(base: StableDiffusion, made: Plan, device: torch.device, tell: Tell) -> tuple[float, float]:
-    """Draws one row of the contact sheet with a single denoising step; seconds of that step and of one decoding.
+    """Draws one row of the contact sheet in one or two denoising steps; seconds of the last and of one decoding.
 
     Raises:
         InputError: the base draws nothing that is finite.
     """
     settings = made.settings
     tell(Phase("try one sample"))
-    recipe = Recipe("", "", 0, 1, settings.guidance, settings.resolution, settings.resolution, (), "", "", "", "")
+    recipe = Recipe("", "", 0, 2, settings.guidance, settings.resolution, settings.resolution, (), "", "", "", "")
     seconds = _draw(
         base, [replace(recipe, prompt=column.prompt) for column in asking.columns(made)], settings.dtype, device
     )
@@ -114,15 +113,16 @@ def sample(base: StableDiffusion, made: Plan, device: torch.device, tell: Tell) 
 def _draw(base: StableDiffusion, recipes: list[Recipe], dtype: str, device: torch.device) -> tuple[float, float]:
     """Seconds of one step of drawing the recipes and of decoding the first; the painter is gone afterwards."""
     painter = Painter(base, str(device), dtype)
-    latents: list[Tensor] = []
-    draw_s = _steady(lambda: latents.append(painter.latents(recipes, [])), device)
-    return draw_s, _steady(lambda: painter.decode(latents[0][:1]), device)
+    at = [time.perf_counter()]
 
+    def go_on() -> bool:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        at.append(time.perf_counter())
+        return at[-1] - at[0] < SHORT_S
 
-def _steady(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of some work; of its second time where that is soon done, since libraries choose their kernels in the first."""
-    first = _seconds(work, device)
-    return _seconds(work, device) if first < SHORT_S else first
+    latents = painter.latents(recipes, [], go_on)
+    return at[-1] - at[-2], _seconds(lambda: painter.decode(latents[:1]), device)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,18 +76,31 @@ class Painter:
         """What the base recommends for drawing, else the fallback."""
         return self.base.folder.recommended.get("generate", {}).get(name, fallback)
 
-    def latents(self, recipes: Sequence[Recipe], deltas: Sequence[tuple[Delta, float]]) -> torch.Tensor:
+    def latents(
+        self, recipes: Sequence[Recipe], deltas: Sequence[tuple[Delta, float]],
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> torch.Tensor:  # fmt: skip
         """Draws recipes that differ in prompt, negative and seed only; (n, c, h/f, w/f) float32.
 
         Pictures drawn together are equal to ones drawn alone only up to rounding.
+
+        Args:
+            recipes: what to draw.
+            deltas: each with its strength.
+            go_on: asked after every step; False leaves the other steps out.
         """
+
+        def after_step(pipe: Any, _step: int, _time: Any, kept: dict[str, Any]) -> dict[str, Any]:
+            pipe._interrupt = not go_on()  # as diffusers' own guide does it
+            return kept
+
         first = recipes[0]
         noise = [torch.Generator().manual_seed(r.seed) for r in recipes]
         with inject.applied(self.networks(), deltas):
             drawn = self.pipe(
                 [r.prompt for r in recipes], negative_prompt=[r.negative for r in recipes], generator=noise,
                 num_inference_steps=first.steps, guidance_scale=first.guidance, width=first.width_px,
-                height=first.height_px, output_type="latent",
+                height=first.height_px, output_type="latent", callback_on_step_end=after_step,
             )  # fmt: skip
         return drawn.images.float()
 
