@@ -96,8 +96,10 @@ class Outlook:
 
     def _take(self, work: Work, step_s: float) -> None:
         exact_s = trial.exact(work.base, work.unet, self.predicted.job, work.device)
+        short = step_s < trial.SHORT_S  # a small step is slower for its arithmetic than many questions together
+        ask_s = trial.ask(work.base, work.unet, self.predicted.job, work.device) if short else None
         draw_s, decode_s = self._drawing or (None, None)
-        self._measured = Measured(step_s, exact_s, draw_s, decode_s)
+        self._measured = Measured(step_s, exact_s, ask_s, draw_s, decode_s)
 
     def say(self, made: Plan, n_questions: int, tell: Tell, *, done: int = 0) -> None:
         """Says what each phase will take, where that was measured; `done` steps are behind the run."""

@@ -46,7 +46,7 @@ def parts(
     settings = made.settings
     n_steps, marks = settings.steps - done, [mark for mark in made.marks if mark > done]
     per_flop = measured.step_s / graph.step.flops
-    asked_s = n_questions * graph.ask.flops * per_flop
+    asked_s = n_questions * (measured.ask_s if measured.ask_s is not None else graph.ask.flops * per_flop)
     asked_before = len(made.marks) > len(marks)  # at the first mark, which is behind: the base was asked then
     rounds = asking.n_rounds(made) - len(made.marks) + len(marks) - asked_before
     drifts = (len(marks) + 1) * 2 * asking.N_DRIFT / n_questions
@@ -62,7 +62,7 @@ def parts(
     return (
         Part("train", n_steps * measured.step_s, f"{n_steps} steps of {measured.step_s:.2f} s, measured"),
         Part("judge and save", (rounds + drifts) * asked_s,
-             f"{rounds} × {n_questions} questions and drift, by their FLOPs"),
+             f"{rounds} × {n_questions} questions and drift, {'measured' if measured.ask_s is not None else 'by their FLOPs'}"),
         Part("write and prove", proofs * measured.exact_s, f"{proofs} predictions in float32 of {measured.exact_s:.2f} s, measured"),
         Part("draw", drawing, f"{n_rows} rows of {job.n_drawn} pictures, {settings.sample_steps} steps of {draw_s:.2f} s, {how}"),
     )  # fmt: skip

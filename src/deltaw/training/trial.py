@@ -18,6 +18,7 @@ from deltaw.events import Phase, Tell
 from deltaw.families.blueprint import Blueprint
 from deltaw.families.sd import StableDiffusion
 from deltaw.inject import Wrapped
+from deltaw.judge.questions import BATCH
 from deltaw.training import asking
 from deltaw.training.exactly import exactly
 from deltaw.training.graph import Job
@@ -35,12 +36,14 @@ class Measured:
     Args:
         step_s: of one training step on the largest bucket, without the optimizer's part.
         exact_s: of one picture's prediction in float32.
+        ask_s: of one question among `questions.BATCH`; None where it was not tried.
         draw_s: of one denoising step for all that is drawn together; None where it was not tried.
         decode_s: of one latent's decoding; None likewise.
     """
 
     step_s: float
     exact_s: float
+    ask_s: float | None = None
     draw_s: float | None = None
     decode_s: float | None = None
 
@@ -73,6 +76,13 @@ def exact(base: StableDiffusion, unet: nn.Module, job: Job, device: torch.device
     x, times, text = questions(base, replace(job, batch=1), torch.float32, device)
     with torch.no_grad(), exactly(unet):
         return _seconds(lambda: base.denoise(unet, x, times, text), device)
+
+
+def ask(base: StableDiffusion, unet: nn.Module, job: Job, device: torch.device) -> float:
+    """Seconds of one question among as many as are asked at a time."""
+    x, times, text = questions(base, replace(job, batch=BATCH), job.dtype, device)
+    with torch.no_grad():
+        return _seconds(lambda: base.denoise(unet, x, times, text), device) / BATCH
 
 
 def questions(
