@@ -91,6 +91,12 @@ def foretell_sdxl(px: int, batch: int) -> tuple[memory.Need, ...]:
     return memory.needs(made, job, "adamw", 0, {"unet": made.unet_bytes, "vae": 0, "text_encoder": 0})
 
 
+def show_sdxl(px: int, batch: int) -> None:
+    """Prints what is foretold."""
+    for need in foretell_sdxl(px, batch):
+        print(f"sdxl {px} px batch {batch:2}  {need.phase:16} {need.n_bytes / 1e9:6.2f} GB  {need.reason}")
+
+
 def step_sdxl(px: int, batch: int) -> None:
     """Trains the network alone for two steps, weights all alike, and prints predicted and used memory."""
     [need] = [need for need in foretell_sdxl(px, batch) if need.phase == "train"]
@@ -138,12 +144,7 @@ def main() -> None:
         for px in args.px:
             for batch in args.batch:
                 if args.base == "sdxl":
-                    for need in () if args.step else foretell_sdxl(px, batch):
-                        print(
-                            f"sdxl {px} px batch {batch:2}  {need.phase:16} {need.n_bytes / 1e9:6.2f} GB  {need.reason}"
-                        )
-                    if args.step:
-                        step_sdxl(px, batch)
+                    (step_sdxl if args.step else show_sdxl)(px, batch)
                     continue
                 command = [sys.executable, "-m", "benchmarks.prediction", "--one", "--base", base, "--px", str(px)]
                 command += ["--batch", str(batch), "--steps", str(args.steps), "--pictures", args.pictures]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from deltaw.options import TrainOptions, fields, hidden_flags
+from deltaw.options import TrainOptions, fields, flags
 
 HEAD = """# Options of `deltaw train`
 
@@ -20,7 +20,7 @@ def page() -> str:
         parts.append(f"## {title}\n\n| option | type | what it does |\n| --- | --- | --- |")
         for name, (kind, text) in fields(TrainOptions, visible=visible).items():
             flag = f"`--{'no-' * (name == 'stop')}{name.replace('_', '-')}`"
-            shown = flag if visible else f"`{name}`" + f" or {flag}" * (name in hidden_flags(TrainOptions))
+            shown = flag if visible else f"`{name}`" + f" or {flag}" * (name in flags(TrainOptions))
             parts.append(f"| {shown} | {_kind(kind)} | {text} |")
         parts.append("")
     return "\n".join(parts)

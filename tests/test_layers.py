@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "deltaw"
 
 LAYERS = {
     0: ("_version", "errors", "options", "events"),
-    1: ("atomic", "digests", "tensorheader", "tensorfile", "spool", "device", "zoo"),
+    1: ("atomic", "background", "digests", "tensorheader", "tensorfile", "spool", "device", "zoo"),
     2: ("adapters", "diffusion"),
     3: ("delta", "inject"),
     4: ("families",),

@@ -116,10 +116,13 @@ def fields(model: type[BaseModel], *, visible: bool) -> dict[str, tuple[Any, str
     }
 
 
-def hidden_flags(model: type[BaseModel]) -> tuple[str, ...]:
-    """Names of the options that are flags, but not in the help."""
-    extras = {name: _extra(info) for name, info in model.model_fields.items()}
-    return tuple(name for name, extra in extras.items() if extra["flag"] and not extra["visible"])
+def flags(model: type[BaseModel]) -> dict[str, tuple[Any, str, bool]]:
+    """Option name to (type without None, help, whether the help shows it) for the options that are flags."""
+    return {
+        name: (_without_none(info.annotation), info.description or "", _extra(info)["visible"])
+        for name, info in model.model_fields.items()
+        if _extra(info)["flag"]
+    }
 
 
 def _extra(info: FieldInfo) -> dict[str, Any]:

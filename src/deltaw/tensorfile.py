@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from deltaw.atomic import replacing, write_bytes, write_text
+from deltaw.background import Writer, syncing, write_all
 from deltaw.errors import DeltawError, InputError
 from deltaw.tensorheader import DTYPE_BYTES, Header, TensorInfo, read_header
 
@@ -28,7 +26,6 @@ __all__ = [
 
 _CHUNK_BYTES = 1 << 20
 _AHEAD_BYTES = 1 << 26
-_HELD_BYTES = 1 << 24
 
 _DTYPE_NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
@@ -196,12 +193,12 @@ def stream(
     names = order(described)
     head = _head(names, described, metadata or {})
     with replacing(path) as temporary:
-        with temporary.open("wb", buffering=0) as file, _syncing(file), _Writer.of(temporary) as writer:
+        with temporary.open("wb", buffering=0) as file, syncing(file), Writer.of(temporary) as writer:
             writer.put(memoryview(head))
             for name in names:
                 made = get(name)
                 if isinstance(made, Region):
-                    writer.copy(_fitting(made, name, described[name], path))
+                    writer.copy(made.n_bytes, _fitting(made, name, described[name], path).copy_to)
                 else:
                     _put(writer, name, described[name], made, path)
         header = read_header(temporary)
@@ -241,7 +238,7 @@ def _head(names: list[str], described: Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def _put(
-    writer: _Writer, name: str, described: tuple[str, tuple[int, ...]], made: torch.Tensor | Iterator[torch.Tensor],
+    writer: Writer, name: str, described: tuple[str, tuple[int, ...]], made: torch.Tensor | Iterator[torch.Tensor],
     path: str | Path,
 ) -> None:  # fmt: skip
     shape = described[1]
@@ -257,7 +254,7 @@ def _put(
 
 
 def _put_tensor(
-    writer: _Writer, name: str, described: tuple[str, tuple[int, ...]], made: torch.Tensor, path: str | Path
+    writer: Writer, name: str, described: tuple[str, tuple[int, ...]], made: torch.Tensor, path: str | Path
 ) -> None:
     if (dtype_name(made.dtype), tuple(made.shape)) != described:
         raise DeltawError(f"{name} is {made.dtype} {tuple(made.shape)}, not {described[0]} {described[1]}", where=path)
@@ -266,7 +263,7 @@ def _put_tensor(
 
 def append(file: IO[bytes], tensor: torch.Tensor) -> None:
     """Writes a tensor's bytes to an open file, as safetensors keeps them."""
-    _write_all(file, _content(tensor))
+    write_all(file, _content(tensor))
 
 
 def _content(tensor: torch.Tensor) -> memoryview:
@@ -280,97 +277,3 @@ def _fitting(region: Region, name: str, described: tuple[str, tuple[int, ...]], 
     if region.n_bytes != DTYPE_BYTES[described[0]] * prod(described[1]):
         raise DeltawError(f"{name} has {region.n_bytes} bytes, not those of {described[0]} {described[1]}", where=path)
     return region
-
-
-class _Writer:
-    """Fills a file from its beginning while other tensors are made: one thread writes, another copies regions.
-
-    Regions have to be of files whose position nobody else moves.
-    """
-
-    def __init__(self, puts: _Lane, copies: _Lane):
-        self._puts, self._copies, self._end = puts, copies, 0
-
-    @classmethod
-    @contextlib.contextmanager
-    def of(cls, path: Path) -> Iterator[_Writer]:
-        """Gives one that has written everything when it is left, or raises what writing met."""
-        with _Lane.of(path) as puts, _Lane.of(path) as copies:
-            yield cls(puts, copies)
-
-    def put(self, content: memoryview) -> None:
-        """Appends bytes, which nobody may change from now on; waits while too many of them are held."""
-        self._puts.submit(self._end, len(content), lambda file: _write_all(file, content))
-        self._end += len(content)
-
-    def copy(self, region: Region) -> None:
-        """Appends bytes of another file."""
-        self._copies.submit(self._end, 0, region.copy_to)
-        self._end += region.n_bytes
-
-
-class _Lane:
-    """A thread that writes to places of a file, in the order in which it is asked to."""
-
-    def __init__(self, file: IO[bytes], pool: ThreadPoolExecutor):
-        self._file, self._pool = file, pool
-        self._waiting: collections.deque[tuple[int, Future[None]]] = collections.deque()
-        self._n_held = 0
-
-    @classmethod
-    @contextlib.contextmanager
-    def of(cls, path: Path) -> Iterator[_Lane]:
-        """Gives one that is done with everything when it is left; what failed is raised, by then at the latest."""
-        with path.open("r+b", buffering=0) as file, ThreadPoolExecutor(1) as pool:
-            lane = cls(file, pool)  # type: ignore[arg-type]  # a FileIO writes bytes as well
-            try:
-                yield lane
-                lane._wait(-1)
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def submit(self, begin: int, n_held: int, write: Callable[[IO[bytes]], None]) -> None:
-        """Has something written from `begin` on, for which `n_held` bytes of memory are held until it is done."""
-        self._waiting.append((n_held, self._pool.submit(self._at, begin, write)))
-        self._n_held += n_held
-        self._wait(_HELD_BYTES)
-
-    def _at(self, begin: int, write: Callable[[IO[bytes]], None]) -> None:
-        self._file.seek(begin)
-        write(self._file)
-
-    def _wait(self, n_most: int) -> None:
-        """Waits for the oldest until no more than this many bytes are held."""
-        while self._waiting and (self._n_held > n_most or self._waiting[0][1].done()):
-            n_held, done = self._waiting.popleft()
-            done.result()
-            self._n_held -= n_held
-
-
-@contextlib.contextmanager
-def _syncing(file: IO[bytes]) -> Iterator[None]:
-    """Brings what is written to the disk while more is being made, so that the last sync has little left to do.
-
-    Raises:
-        OSError: the disk refused something; the system tells that once a descriptor, so it must not be lost here.
-    """
-    written = threading.Event()
-
-    def keep_syncing() -> None:
-        while not written.wait(0.05):
-            os.fsync(file.fileno())
-
-    with ThreadPoolExecutor(1) as pool:
-        syncing = pool.submit(keep_syncing)
-        try:
-            yield
-        finally:
-            written.set()
-        syncing.result()
-
-
-def _write_all(file: IO[bytes], content: memoryview) -> None:
-    """Writes in pieces that stay in the processor's cache; one call for hundreds of megabytes is several times slower."""
-    done = 0
-    while done < len(content):
-        done += file.write(content[done : done + _CHUNK_BYTES])

@@ -67,6 +67,17 @@ def _spoil_base(path: Path, to: Path, change: Callable[[dict[str, torch.Tensor]]
     return to
 
 
+def _spoil_feed(monkeypatch: pytest.MonkeyPatch, change: Callable[[feed.Feed], None]) -> None:
+    original = feed.fill
+
+    def spoilt(*words: object) -> feed.Feed:
+        data = original(*words)  # type: ignore[arg-type]
+        change(data)
+        return data
+
+    monkeypatch.setattr(feed, "fill", spoilt)
+
+
 def _failure(folder: Path, base: Path, out: Path, *settings: str) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Outlook, "try_sample", lambda *_: None)  # which would refuse a broken base even earlier
@@ -99,30 +110,22 @@ def test_broken_weights_of_the_base_are_named(pictures: Callable[..., Path], tin
 def test_latents_that_are_not_finite_are_named(
     pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = feed.fill
-
-    def spoilt(*words: object) -> feed.Feed:
-        data = original(*words)  # type: ignore[arg-type]
+    def spoil(data: feed.Feed) -> None:
         for latent in data.latents:
             latent[0, 0, 0] = float("inf")
-        return data
 
-    monkeypatch.setattr(feed, "fill", spoilt)
+    _spoil_feed(monkeypatch, spoil)
     assert "the latents of 1 pictures are not finite" in _failure(pictures(3), tiny_base, tmp_path / "out")
 
 
 def test_an_embedding_that_is_not_finite_is_named(
     pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = feed.fill
-
-    def spoilt(*words: object) -> feed.Feed:
-        data = original(*words)  # type: ignore[arg-type]
+    def spoil(data: feed.Feed) -> None:
         for text in data.texts:
             data.texts[text][0, 0] = float("nan")
-        return data
 
-    monkeypatch.setattr(feed, "fill", spoilt)
+    _spoil_feed(monkeypatch, spoil)
     said = _failure(pictures(3), tiny_base, tmp_path / "out")
     assert re.search(r"the cause: the embedding of 'a thing number \d, blocky style' is not finite", said)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -116,8 +116,7 @@ def sum_of(path: str, terms: Sequence[Term], shape: tuple[int, ...], weight: Wei
         ValueError: a change depends on W, and `weight` is not given.
     """
     present = list(_present(path, terms))
-    bias = [w * update.tensors["bias"].float() for w, update in present if "bias" in update.tensors]
-    summed_bias = _summed(bias) if bias else None
+    summed_bias = _bias_of(present)
     thin = [(w, _factors(update, shape)) for w, update in present]
     if len(shape) >= 2 and all(factors is not None for _, factors in thin):
         products = [(w, *factors) for w, factors in thin if factors is not None]
@@ -131,16 +130,15 @@ def resolved(
     generator: torch.Generator, weight: Weights | None = None,
 ) -> Sum:  # fmt: skip
     """As `sum_of`, with conflicts resolved by `method` "ties" or "dare"; dense."""
-    plain = sum_of(path, terms, shape, weight)
     present = [(w, update) for w, update in _present(path, terms) if not _only_bias(update)]
     if not present or (len(present) == 1 and method == "ties"):
-        return plain
+        return sum_of(path, terms, shape, weight)
     changes = [_thin_or_dense(path, w, update, shape, weight) for w, update in present]
     if method == "ties":
         made = conflict.ties(changes, shape, density)
     else:
         made = conflict.dare(changes, shape, density, generator)
-    return Sum(shape, None, made, plain.bias)
+    return Sum(shape, None, made, _bias_of(_present(path, terms)))
 
 
 def _thin_or_dense(
@@ -171,6 +169,11 @@ def _present(path: str, terms: Sequence[Term]) -> Iterator[tuple[float, Update]]
     for term in terms:
         if path in term.delta.updates and (w := term.weigh(path)) != 0:
             yield w, term.delta.updates[path]
+
+
+def _bias_of(present: Iterable[tuple[float, Update]]) -> torch.Tensor | None:
+    bias = [w * update.tensors["bias"].float() for w, update in present if "bias" in update.tensors]
+    return _summed(bias) if bias else None
 
 
 def _only_bias(update: Update) -> bool:

@@ -84,11 +84,7 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     flags = []
-    hidden = options.hidden_flags(options.TrainOptions)
-    others = options.fields(options.TrainOptions, visible=False)
-    known = {**options.fields(options.TrainOptions, visible=True), **{name: others[name] for name in hidden}}
-    for name, (kind, help_text) in known.items():
-        shown = name not in hidden
+    for name, (kind, help_text, shown) in options.flags(options.TrainOptions).items():
         annotation: Any = Annotated[bool | None, Parameter(help=help_text, negative="" if shown else None, show=shown)]
         if kind is not bool:  # text for now: `options.parse` checks all types at once
             annotation = Annotated[str | None, Parameter(help=help_text, metavar=METAVARS[kind], show=shown)]

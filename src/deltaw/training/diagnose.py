@@ -38,11 +38,10 @@ def _cause(work: Work, error: NotFiniteError) -> tuple[str, str]:
     trained = {name: p.detach().clone() for name, p in work.wrapped.parameters().items()}
     if broken := [name for name, t in trained.items() if not bool(torch.isfinite(t).all())]:
         return f"the cause: the adapter itself is not finite ({broken[0]})", "lower --lr"
-    nothing = {name: torch.zeros_like(t) for name, t in trained.items()}
     used = str(work.dtype).removeprefix("torch.")
-    base_alone = _finite(work, error, nothing)
+    base_alone = _finite(work, error, verify.zeros(work.wrapped))
     exact = _in_float32(work)
-    if not _finite(exact, error, nothing):
+    if not _finite(exact, error, verify.zeros(exact.wrapped)):
         return "the cause: the base alone, in float32, is not finite on this batch", "check the base's weights"
     if not _finite(exact, error, trained):
         name, largest = _largest(trained)

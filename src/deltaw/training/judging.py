@@ -50,7 +50,7 @@ class Judge:
     def ask(self, work: Work, step: int) -> Score:
         """Answers the questions with the adapter as it stands, and the first time with none: the base's own answers."""
         if self._of_base is None:
-            with verify.holding(work.wrapped, {n: torch.zeros_like(p) for n, p in work.wrapped.parameters().items()}):
+            with verify.holding(work.wrapped, verify.zeros(work.wrapped)):
                 self._of_base = self._moved(work)
                 if 0 not in self.probes:  # a resumed run knows them
                     self.probes[0] = self.losses(work)

@@ -127,7 +127,7 @@ def prove(
     as_trained = predict()
     with holding(wrapped, _tensors(loaded, component)):
         from_file = predict()
-    with holding(wrapped, {name: torch.zeros_like(p) for name, p in wrapped.parameters().items()}):
+    with holding(wrapped, zeros(wrapped)):
         without = predict()
     change = float((as_trained - without).norm())
     deviation = float((from_file - as_trained).norm()) / change if change else float("inf")
@@ -164,6 +164,11 @@ class holding:
 
     def _set(self, tensors: Mapping[str, Tensor]) -> None:
         put(self.wrapped, tensors)
+
+
+def zeros(wrapped: Wrapped) -> dict[str, Tensor]:
+    """What the adapters hold where nothing was learnt: with it the network answers as the base does."""
+    return {name: torch.zeros_like(p) for name, p in wrapped.parameters().items()}
 
 
 def put(wrapped: Wrapped, tensors: Mapping[str, Tensor]) -> None:
