@@ -63,7 +63,7 @@ def describe(name: str, family: Family, plan: Plan, dataset: Dataset, base: Stab
         "modelspec.resolution": f"{settings.resolution}x{settings.resolution}",
         "modelspec.prediction_type": {"v_prediction": "v"}.get(base.objective.name, base.objective.name),
         "deltaw.version": VERSION,
-        seen.ENTRY: seen.pack([picture.digest for picture in dataset.pictures]),
+        seen.ENTRY: seen.pack([dataset.pictures[i].digest for i in plan.training]),
         RECIPE: json.dumps(recipe(plan, dataset, base), sort_keys=True),
     }
     if words:
