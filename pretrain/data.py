@@ -32,6 +32,10 @@ class Art:
         keep = [wanted(r) for r in self.records]
         return Art(self.images[np.asarray(keep, bool)], [r for r, k in zip(self.records, keep, strict=True) if k])
 
+    def and_also(self, other: Art) -> Art:
+        """These pictures, then the other's."""
+        return Art(np.concatenate([self.images, other.images]), [*self.records, *other.records])
+
     def some(self, n: int | None) -> Art:
         """At most `n` pictures, spread over all; all of them without `n`."""
         if n is None or n >= len(self):
@@ -54,6 +58,13 @@ def load(folder: Path, style: str) -> Art:
         raise InputError(
             "the art is not there", where=error.filename, advice="run `python -m pretrain.render`, or give --data"
         ) from error
+
+
+def save(folder: Path, style: str, art: Art) -> None:
+    """Writes what `load` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / f"{style}.npz", images=art.images)
+    (folder / f"{style}.json").write_text(json.dumps(art.records, ensure_ascii=False, indent=0), "utf-8")
 
 
 def splits() -> dict[str, Any]:

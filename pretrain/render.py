@@ -7,7 +7,6 @@ within a style stay as they were drawn. Nearly blank pictures are left out.
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -102,11 +101,9 @@ def main() -> None:
     parser.add_argument("--styles", nargs="*", default=list(sources.STYLES), choices=list(sources.STYLES))
     args = parser.parse_args()
     known = concepts.read(args.packages)
-    args.out.mkdir(parents=True, exist_ok=True)
     for name in args.styles:
         art = style(name, args.packages, known)
-        np.savez_compressed(args.out / f"{name}.npz", images=art.images)
-        (args.out / f"{name}.json").write_text(json.dumps(art.records, ensure_ascii=False, indent=0), "utf-8")
+        data.save(args.out, name, art)
         print(
             f"{name:12} {len(art):5} pictures, colours {Counter(c for r in art.records for c in r['colors']).most_common(3)}"
         )

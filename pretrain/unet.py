@@ -1,6 +1,7 @@
 """Trains the U-Net on the frozen VAE and text encoder: `python -m pretrain.unet --base FOLDER`.
 
-v-prediction (Salimans & Ho 2022), an average of the weights over time, 10 % empty captions.
+v-prediction (Salimans & Ho 2022), an average of the weights over time, 10 % empty captions. `--outlines FOLDER` mixes in
+the style that `pretrain.outlines` draws.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pretrain import captions, data, networks, run
+from pretrain import captions, data, networks, outlines, run
 from pretrain.text import spoken, tokens
 from pretrain.vae import latents
 
 SNR_FULL = 4.0
+OUTLINED_SHARE = 0.3
+"""Of the samples, where outlines are given: enough to learn them, while most are still the art as it is."""
 
 
 def weight(snr: torch.Tensor) -> torch.Tensor:
@@ -69,6 +72,14 @@ def _moved(picture: np.ndarray, flip: bool, random: np.random.Generator) -> np.n
     return np.asarray(canvas)
 
 
+def choose(n_plain: int, n: int, batch: int, random: np.random.Generator) -> np.ndarray:
+    """Indices of a batch: pictures from `n_plain` on are outlined and get their share."""
+    chosen = random.integers(n_plain, size=batch)
+    if n > n_plain:
+        chosen = np.where(random.random(batch) < OUTLINED_SHARE, random.integers(n_plain, n, size=batch), chosen)
+    return chosen
+
+
 def main() -> None:
     """Trains and writes a whole base."""
     parser = run.options(__doc__.splitlines()[0], "unet", steps=100_000, batch=32, lr=7e-4)
@@ -76,9 +87,13 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="a U-Net's folder to go on from, else from nothing")
     parser.add_argument("--out", type=Path, default=run.RUNS / "base")
     parser.add_argument("--views", type=int, default=4, help="variants of each picture that are encoded")
+    parser.add_argument("--outlines", type=Path, help="the folder of pretrain.outlines, to learn that style too")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     art = data.pretraining(args.data).some(args.limit)
+    n_plain = len(art)
+    if args.outlines:
+        art = art.and_also(data.load(args.outlines, outlines.NAME).some(args.limit))
     vae = AutoencoderKL.from_pretrained(args.base / "vae", torch_dtype=torch.float32).to(args.device).eval()
     z = torch.stack([latents(vae, view) for view in views(art, args.views, args.seed)]).to(args.device)
     tokenizer = CLIPTokenizer.from_pretrained(args.base / "tokenizer")
@@ -93,7 +108,7 @@ def main() -> None:
 
     def step_loss(step: int) -> torch.Tensor:
         random = np.random.default_rng((args.seed, step))
-        chosen, view = random.integers(len(art), size=args.batch), random.integers(args.views, size=args.batch)
+        chosen, view = choose(n_plain, len(art), args.batch, random), random.integers(args.views, size=args.batch)
         with torch.no_grad():
             ids = tokens(tokenizer, spoken(art.records, chosen, random, empty=0.1), args.device)
             text = encoder(input_ids=ids).last_hidden_state
