@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.diffusion import objective, schedule
-from deltaw.families import base_folder
+from deltaw.families import base_folder, weights
 from deltaw.families.base_folder import BaseFolder
 
 TARGETS = r"attn[12]\.to_(q|k|v|out\.0)$"
@@ -107,7 +107,10 @@ class StableDiffusion:
         """The UNet, frozen and in evaluation mode."""
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-        return self._load(UNet2DConditionModel, "unet", device, dtype)
+        _quiet()
+        files = self.folder.weights("unet")
+        found = weights.load(UNet2DConditionModel, self.folder.configs["unet"], files, device, dtype)
+        return found or self._load(UNet2DConditionModel, "unet", device, dtype)
 
     def denoise(self, unet: nn.Module, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
         """What the UNet predicts for x (n, c, h, w) at integer times (n,) and text (n, n_tok, width)."""
@@ -119,8 +122,8 @@ class StableDiffusion:
         from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
         pipe = StableDiffusionPipeline.from_pretrained(
-            self.folder.path, dtype=dtype, use_safetensors=True, local_files_only=True, safety_checker=None,
-            feature_extractor=None, requires_safety_checker=False,
+            self.folder.path, unet=self.denoiser(device, dtype), dtype=dtype, use_safetensors=True, local_files_only=True,
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(device)

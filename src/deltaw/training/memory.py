@@ -69,8 +69,8 @@ def feed_bytes(base: StableDiffusion, made: Plan) -> int:
 
 
 def file_bytes(base: StableDiffusion) -> dict[str, int]:
-    """Bytes of the weight files by part."""
-    return {part: sum(f.stat().st_size for f in base.folder.weights(part)) for part in ("unet", "vae", "text_encoder")}
+    """Bytes of the weight files that libraries map into memory, by part; the network's is read in pieces."""
+    return {part: sum(f.stat().st_size for f in base.folder.weights(part)) for part in ("vae", "text_encoder")}
 
 
 def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mapping[str, int]) -> tuple[Need, ...]:
@@ -81,7 +81,7 @@ def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mappi
         work: the job.
         optimizer: its name.
         read_bytes: latents and texts that training holds, see `feed_bytes`.
-        files: bytes of the weight files by part.
+        files: see `file_bytes`.
     """
     states = OPTIMIZER_STATES[optimizer] * graph.adapter_bytes
     trained = graph.unet_bytes + graph.adapter_bytes + states + read_bytes
@@ -89,7 +89,7 @@ def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mappi
     step = _scattered(graph.step.peak_bytes) + graph.layer(work.dtype)
     proof = graph.asked(verify.BATCH, torch.float32) + graph.layer(torch.float32) + 2 * graph.adapter_bytes
     return (
-        Need("load", graph.unet_bytes, f"the network in {_name(work.dtype)}, {size(graph.unet_bytes)}", files["unet"]),
+        Need("load", graph.unet_bytes, f"the network in {_name(work.dtype)}, {size(graph.unet_bytes)}"),
         *_encoding(graph, files),
         Need("train", trained + step,
              f"network {size(graph.unet_bytes)}; adapters and optimizer {size(graph.adapter_bytes + states)}; a step of "
