@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
@@ -38,7 +39,7 @@ def main() -> None:
     base = sd.open_base(args.base)
     latents, texts = encode(base, args.folder, args.px or base.resolution_px)
     dtype, _ = device.compute_dtype(CPU)
-    unet = base.denoiser(CPU, dtype)
+    unet = UNet2DConditionModel.from_pretrained(args.base, subfolder="unet", torch_dtype=dtype).requires_grad_(False)
     unet.add_adapter(
         LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian",
                    target_modules=["to_q", "to_k", "to_v", "to_out.0"])

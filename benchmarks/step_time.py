@@ -3,8 +3,9 @@
     python -m benchmarks.step_time                      # the bundled base, batch 4 and 16
     python -m benchmarks.step_time --base sd15 --px 256 # Stable Diffusion 1.5's shapes with random weights
 
-The limit is the frozen network's forward and its backward to the inputs only: what any LoRA step
-has to do. All compute in the device's own precision; adapters are float32, rank 8 on Q, K, V, O.
+The limit is the frozen network's forward and its backward to the inputs only, as diffusers computes them: what a LoRA step
+has to do. DeltaW's attention is its own where that is faster, so that it may fall below. All compute in the device's
+own precision; adapters are float32, rank 8 on Q, K, V, O.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import time
 from collections.abc import Callable
 
 import torch
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
 
 from deltaw import device as devices
 from deltaw import inject
-from deltaw.families import sd
+from deltaw.families import attention, sd
 from deltaw.zoo import bundled_base
 
 SD15 = {
@@ -32,18 +34,20 @@ SD15 = {
 
 
 def network(name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A frozen UNet: the bundled base's, or one of Stable Diffusion 1.5's shapes with random weights."""
+    """A frozen UNet as diffusers has it: the bundled base's, or one of Stable Diffusion 1.5's shapes with random weights."""
     if name == "bundled":
-        return sd.open_base(bundled_base()).denoiser(device, dtype)
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(0)
-    return UNet2DConditionModel(**SD15).to(device, dtype).eval().requires_grad_(False)
+        found = UNet2DConditionModel.from_pretrained(bundled_base(), subfolder="unet", torch_dtype=dtype)
+    else:
+        torch.manual_seed(0)
+        found = UNet2DConditionModel(**SD15).to(dtype=dtype)
+    return found.to(device).eval().requires_grad_(False)
 
 
 def contenders(name: str, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
     """Three networks with the same weights."""
     limit, ours, theirs = (network(name, device, dtype) for _ in range(3))
+    if attention.pays(device, dtype):
+        attention.speed_up(ours)
     inject.wrap(ours, sd.TARGETS, 8, 8.0, torch.Generator().manual_seed(0))
     theirs.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     for parameter in theirs.parameters():

@@ -8,7 +8,6 @@ art of a style that the U-Net may see; nothing comes from a held-out style.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np

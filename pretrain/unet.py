@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from deltaw import tensorfile
+from deltaw.families import attention
 from pretrain import captions, data, networks, outlines, run
 from pretrain.text import spoken, tokens
 from pretrain.vae import latents
@@ -72,6 +75,16 @@ def _moved(picture: np.ndarray, flip: bool, random: np.random.Generator) -> np.n
     return np.asarray(canvas)
 
 
+def encoded(vae: AutoencoderKL, art: data.Art, n_views: int, seed: int, folder: Path) -> torch.Tensor:
+    """(views, pictures, channels, 16, 16): the latents, kept in the run's folder, since a resumed run needs them again."""
+    path = folder / f"latents-{len(art)}-{n_views}-{seed}.safetensors"
+    if not path.exists():
+        z = torch.stack([latents(vae, view) for view in views(art, n_views, seed)])
+        folder.mkdir(parents=True, exist_ok=True)
+        tensorfile.write(path, {"latents": z})
+    return tensorfile.read(path)["latents"]
+
+
 def choose(n_plain: int, n: int, batch: int, random: np.random.Generator) -> np.ndarray:
     """Indices of a batch: pictures from `n_plain` on are outlined and get their share."""
     chosen = random.integers(n_plain, size=batch)
@@ -95,7 +108,7 @@ def main() -> None:
     if args.outlines:
         art = art.and_also(data.load(args.outlines, outlines.NAME).some(args.limit))
     vae = AutoencoderKL.from_pretrained(args.base / "vae", torch_dtype=torch.float32).to(args.device).eval()
-    z = torch.stack([latents(vae, view) for view in views(art, args.views, args.seed)]).to(args.device)
+    z = encoded(vae, art, args.views, args.seed, args.run).to(args.device)
     tokenizer = CLIPTokenizer.from_pretrained(args.base / "tokenizer")
     encoder = (
         CLIPTextModel.from_pretrained(args.base / "text_encoder", torch_dtype=torch.float32).to(args.device).eval()
@@ -103,6 +116,9 @@ def main() -> None:
     unet = (
         UNet2DConditionModel.from_pretrained(args.start, torch_dtype=torch.float32) if args.start else networks.unet()
     )
+    for module in unet.modules():
+        if isinstance(module, Attention) and args.device == "cpu":
+            module.set_processor(attention.PlainAttention())  # a fifth of a step there
     unet.to(args.device).train()
     alphas = networks.scheduler().alphas_cumprod.to(args.device)
 
@@ -111,7 +127,8 @@ def main() -> None:
         chosen, view = choose(n_plain, len(art), args.batch, random), random.integers(args.views, size=args.batch)
         with torch.no_grad():
             ids = tokens(tokenizer, spoken(art.records, chosen, random, empty=0.1), args.device)
-            text = encoder(input_ids=ids).last_hidden_state
+            with torch.autocast(args.device, torch.bfloat16):
+                text = encoder(input_ids=ids).last_hidden_state
         x0 = z[view, chosen]
         noise = torch.Generator().manual_seed(int(random.integers(2**31)))
         e = torch.randn(x0.shape, generator=noise).to(args.device)

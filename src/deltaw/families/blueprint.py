@@ -12,6 +12,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from deltaw.families import attention
+
 META = torch.device("meta")
 
 
@@ -35,9 +37,12 @@ class Blueprint:
         """Tokens that the text encoder reads."""
         return int(self.configs["text_encoder"].get("max_position_embeddings", 77))
 
-    def denoiser(self, dtype: torch.dtype) -> nn.Module:
-        """The UNet, frozen."""
-        return self._made(UNet2DConditionModel, "unet", dtype)
+    def denoiser(self, dtype: torch.dtype, device: torch.device = META) -> nn.Module:
+        """The UNet, frozen, with the attention that it would have on a device."""
+        network = self._made(UNet2DConditionModel, "unet", dtype)
+        if attention.pays(device, dtype):
+            attention.speed_up(network)
+        return network
 
     def autoencoder(self) -> Any:
         """The VAE, frozen, in float32 as it is used."""

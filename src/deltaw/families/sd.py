@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.diffusion import objective, schedule
-from deltaw.families import base_folder, weights
+from deltaw.families import attention, base_folder, weights
 from deltaw.families.base_folder import BaseFolder
 
 TARGETS = r"attn[12]\.to_(q|k|v|out\.0)$"
@@ -104,13 +104,16 @@ class StableDiffusion:
         return encode
 
     def denoiser(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The UNet, frozen and in evaluation mode."""
+        """The UNet, frozen and in evaluation mode, its attention computed in the way that is fastest there."""
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         _quiet()
         files = self.folder.weights("unet")
         found = weights.load(UNet2DConditionModel, self.folder.configs["unet"], files, device, dtype)
-        return found or self._load(UNet2DConditionModel, "unet", device, dtype)
+        network = found or self._load(UNet2DConditionModel, "unet", device, dtype)
+        if attention.pays(device, dtype):
+            attention.speed_up(network)
+        return network
 
     def denoise(self, unet: nn.Module, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
         """What the UNet predicts for x (n, c, h, w) at integer times (n,) and text (n, n_tok, width)."""

@@ -17,11 +17,13 @@ from torch import nn
 from deltaw import inject
 from deltaw.atomic import write_text
 from deltaw.errors import DeltawError
+from deltaw.families import attention
 from deltaw.families import blueprint as blueprints
 from deltaw.families.blueprint import Blueprint
 from deltaw.training import tracing
 from deltaw.training.tracing import Traced, trace
 
+CPU = torch.device("cpu")
 TRACED_IN = torch.float32
 """Predictions without gradient are traced in it, for one picture; they scale with pictures and with bytes a number."""
 
@@ -38,6 +40,7 @@ class Job:
         drawn_px: side of the drawn pictures.
         n_drawn: pictures drawn at a time; `guided`: each is predicted twice.
         n_texts: captions encoded at a time.
+        device: that computes, whose way to compute attention decides what a step keeps.
     """
 
     dtype: torch.dtype
@@ -49,6 +52,7 @@ class Job:
     n_drawn: int
     guided: bool
     n_texts: int
+    device: torch.device = CPU
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ def recalled(blueprint: Blueprint, job: Job, root: Path) -> Graph:
     Raises:
         UsageError: as `measure`.
     """
-    asked = {"configs": blueprint.configs, "job": {**asdict(job), "dtype": str(job.dtype)}, "code": _code()}
+    work = {**asdict(job), "dtype": str(job.dtype), "device": job.device.type}
+    asked = {"configs": blueprint.configs, "job": work, "code": _code()}
     name = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
     memory = root / "graphs" / f"{name}.json"
     try:
@@ -112,7 +117,7 @@ def recalled(blueprint: Blueprint, job: Job, root: Path) -> Graph:
 
 def _code() -> list[str]:
     """What the graphs depend on beside the base and the job."""
-    files = (__file__, tracing.__file__, inject.__file__, blueprints.__file__)
+    files = (__file__, tracing.__file__, inject.__file__, blueprints.__file__, attention.__file__)
     return [
         torch.__version__,
         metadata.version("diffusers"),
@@ -133,7 +138,7 @@ def measure(blueprint: Blueprint, job: Job) -> Graph:
     if drawn != job.largest_px:
         draw = _without_gradient(plain, lambda: plain(**blueprint.questions(1, drawn, TRACED_IN)))
     layers = [sum(p.nbytes for p in m.parameters(recurse=False)) for m in plain.modules()]
-    unet = blueprint.denoiser(job.dtype)
+    unet = blueprint.denoiser(job.dtype, job.device)
     wrapped = inject.wrap(unet, job.targets, job.rank, float(job.rank), torch.Generator().manual_seed(0))
     trained = list(wrapped.parameters().values())
     adapter = sum(p.nbytes for p in trained)

@@ -1,0 +1,68 @@
+"""Attention forward and backward, torch's fused kernel beside plain operations: `python -m benchmarks.attention`.
+
+Milliseconds without gradients / with the backward, the least of several, of the sizes that one layer has; bfloat16 on the CPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deltaw.families import attention
+
+SIZES = {
+    "bundled, batch 16, 16×16": (16, 4, 256, 256, 32),
+    "bundled, batch 16, 16×16 to text": (16, 4, 256, 77, 32),
+    "bundled, batch 16, 8×8": (16, 4, 64, 64, 48),
+    "bundled, batch 4, 16×16": (4, 4, 256, 256, 32),
+    "SD 1.5, 256 px, 32×32": (1, 8, 1024, 1024, 40),
+    "SD 1.5, 256 px, 32×32 to text": (1, 8, 1024, 77, 40),
+    "SD 1.5, 256 px, 16×16": (1, 8, 256, 256, 80),
+    "SD 1.5, 512 px, 64×64": (1, 8, 4096, 4096, 40),
+    "SD 1.5, 512 px, 64×64 to text": (1, 8, 4096, 77, 40),
+}
+"""(pictures, heads, queries, keys, numbers a head)."""
+RUNS = 5
+
+
+def least_ms(work: Callable[[], object]) -> float:
+    """Of `RUNS` runs after a first."""
+    work()
+    seconds = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * min(seconds)
+
+
+def measure(mix: Callable[[Tensor, Tensor, Tensor], Tensor], size: tuple[int, int, int, int, int]) -> str:
+    """Forward / forward and backward."""
+    n, heads, queries, keys, width = size
+    # heads are the third axis in memory, as the projections leave them
+    stored = [torch.randn(n, t, heads, width, dtype=torch.bfloat16, requires_grad=True) for t in (queries, keys, keys)]
+    grad = torch.randn(n, queries, heads, width, dtype=torch.bfloat16).transpose(1, 2)
+
+    def forward() -> Tensor:
+        return mix(*(x.transpose(1, 2) for x in stored))
+
+    with torch.no_grad():
+        without = least_ms(forward)
+    return f"{without:6.1f} /{least_ms(lambda: torch.autograd.grad(forward(), stored, grad)):6.1f}"
+
+
+def main() -> None:
+    print(f"{'':32} fused (ms)       plain")
+    for name, size in SIZES.items():
+        fused, plain = (measure(mix, size) for mix in (functional.scaled_dot_product_attention, attention.attend))
+        n, heads, queries, keys, _ = size
+        used = "plain" if n * heads * queries * keys <= attention.MOST_WEIGHTS else "fused"
+        print(f"{name:32} {fused}   {plain}   {used} is used")
+
+
+if __name__ == "__main__":
+    main()
