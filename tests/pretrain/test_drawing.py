@@ -40,3 +40,26 @@ def test_an_icon_takes_the_ink():
     for seed in range(5):
         picture = lines.recoloured(icon('<path fill="currentColor" d="M4 4h16v16H4z"/>'), np.random.default_rng(seed))
         assert len(np.unique(picture.reshape(-1, 3), axis=0)) >= 2
+
+
+def test_outlined_art_keeps_what_is_known_of_it(art, tmp_path):
+    import json
+
+    from pretrain import data, outlines, sources
+
+    folder = tmp_path / sources.STYLES["noto"].folder
+    folder.mkdir()
+    (folder / "icons.json").write_text(json.dumps({"width": 24, "height": 24, "icons": {"square": {"body": SQUARE}}}))
+    plain = data.load(art, "noto")
+    known = [
+        r | {"icon": icon, "licence": "MIT"} for r, icon in zip(plain.records, ["square", "gone"] * 3, strict=False)
+    ]
+    drawn = outlines.draw(tmp_path, data.Art(plain.images, known), seed=0)
+    assert [r["id"] for r in drawn.records] == [r["id"] for r in known if r["icon"] == "square"]
+    assert all(r["style"] == "outlined" and r["caption"].endswith(", outlined style") for r in drawn.records)
+    assert all(r["licence"] == "MIT" for r in drawn.records)
+    assert (drawn.images.max(-1) < 120).mean((1, 2)).min() > 0.005
+    data.save(tmp_path / "out", outlines.NAME, drawn)
+    again = data.load(tmp_path / "out", outlines.NAME)
+    assert again.records == drawn.records
+    assert (again.images == drawn.images).all()

@@ -156,3 +156,25 @@ def test_the_decoder_step_leaves_the_encoder_alone(art):
     decoder.loss_of(decoder.decode(vae, x), x).backward()
     assert all(p.grad is None for p in (*vae.encoder.parameters(), *vae.quant_conv.parameters()))
     assert all(p.grad is not None for p in vae.decoder.parameters())
+
+
+def test_outlined_pictures_get_their_share():
+    from pretrain import unet
+
+    random = np.random.default_rng(0)
+    chosen = np.concatenate([unet.choose(10, 15, 32, random) for _ in range(200)])
+    assert set(chosen) == set(range(15))
+    assert (chosen >= 10).mean() == pytest.approx(unet.OUTLINED_SHARE, abs=0.02)
+    assert unet.choose(10, 10, 32, random).max() < 10
+
+
+def test_encoded_pictures_are_kept_for_the_next_start(art, tmp_path, monkeypatch):
+    from pretrain import data, networks, unet
+
+    torch.manual_seed(0)
+    vae, pictures = networks.vae().eval(), data.load(art, "noto")
+    first = unet.encoded(vae, pictures, 2, 0, tmp_path / "run")
+    monkeypatch.setattr(unet, "latents", None)
+    again = unet.encoded(vae, pictures, 2, 0, tmp_path / "run")
+    assert first.shape == (2, len(pictures), 8, 16, 16)
+    assert torch.equal(first, again)
