@@ -94,6 +94,13 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_130(
     assert len(list((out / "snapshots").iterdir())) == 1
 
 
+def test_check_of_nothing_says_what_it_takes(tmp_path: Path) -> None:
+    done = run("check", tmp_path / "gone.safetensors")
+    assert done.returncode == 3
+    assert "there is nothing of this name" in done.stderr
+    assert "a LoRA file, a folder of pictures, or a base's folder" in done.stderr
+
+
 def test_check_judges_a_folder(
     pictures: Callable[..., Path], tiny_base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from deltaw.cli.shell import AsJson, Base, Denoising, Device, Dtype, Guidance, Strict, app, listening
-from deltaw.errors import EXIT_INPUT
+from deltaw.errors import EXIT_INPUT, InputError
 
 ForBase = Annotated[str | None, Parameter(help="The base it is meant for: a diffusers folder or a single file.")]
 
@@ -58,6 +58,9 @@ def check(
         from deltaw.verbs import check as verb
         from deltaw.verbs import pictures
 
+        if not path.exists():
+            raise InputError("there is nothing of this name", where=path,
+                             expected="a LoRA file, a folder of pictures, or a base's folder", advice="check the path")  # fmt: skip
         if base_verb.is_base(path):
             looked = base_verb.check(path, tell=show)
             sound = not looked.problems and not (strict and looked.remarks)
