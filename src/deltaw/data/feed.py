@@ -20,8 +20,8 @@ from deltaw.families.sd import StableDiffusion
 TEXT_BATCH = 32
 HELD_BYTES = 1 << 30
 """Latents, and again texts, that stay in memory; what is beyond is read from the cache in every step that needs it."""
-ENCODED_IN = "float32"
-"""The encoders' precision, whatever the network's (`StableDiffusion.image_encoder`, `text_encoder`)."""
+TEXT_IN = "float32"
+"""The text encoder's precision, whatever the network's."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Feed:
 
 def fill(
     base: StableDiffusion, pictures: Sequence[Picture], sizes_px: Sequence[tuple[int, int]], captions: Sequence[str],
-    device: torch.device, cache: Cache, tell: Tell, prompts: Sequence[str] = (),
+    device: torch.device, cache: Cache, tell: Tell, prompts: Sequence[str] = (), dtype: torch.dtype = torch.float32,
 ) -> Feed:  # fmt: skip
     """Encodes what the cache lacks; each encoder is loaded only if needed and released at once.
 
@@ -54,8 +54,10 @@ def fill(
         cache: content-addressed, so that a changed picture, caption or encoder is encoded again.
         tell: listener.
         prompts: texts that are wanted beside the captions.
+        dtype: of the network that reads it; for bfloat16 the VAE computes in it too (`StableDiffusion.image_encoder`).
     """
-    latents = _latents(base, pictures, sizes_px, device, cache, tell)
+    made_in = dtype if dtype is torch.bfloat16 else torch.float32
+    latents = _latents(base, pictures, sizes_px, device, cache, tell, made_in)
     devices.give_back()  # the encoders' memory, which the next phase needs
     texts = _texts(base, sorted({"", *captions, *prompts}), device, cache, tell)
     devices.give_back()
@@ -64,17 +66,16 @@ def fill(
 
 def _latents(
     base: StableDiffusion, pictures: Sequence[Picture], sizes_px: Sequence[tuple[int, int]], device: torch.device,
-    cache: Cache, tell: Tell,
+    cache: Cache, tell: Tell, dtype: torch.dtype,
 ) -> Entries:  # fmt: skip
     digest = base.folder.digest("vae")
-    keys = [
-        key("latent", digest, ENCODED_IN, p.digest, f"{w}x{h}") for p, (w, h) in zip(pictures, sizes_px, strict=True)
-    ]
+    made_in = str(dtype).removeprefix("torch.")
+    keys = [key("latent", digest, made_in, p.digest, f"{w}x{h}") for p, (w, h) in zip(pictures, sizes_px, strict=True)]
     found = Entries(cache, keys, "latent", HELD_BYTES)
     missing = found.check()
     if missing:
         tell(Phase("encode pictures", len(missing), "pictures"))
-        encode = base.image_encoder(device)
+        encode = base.image_encoder(device, dtype)
         for n, i in enumerate(missing):
             pixels = image.fit(image.load(pictures[i].path, digest=pictures[i].digest), sizes_px[i])
             latent = encode(pixels[np.newaxis])[0]
@@ -89,7 +90,7 @@ def _latents(
 
 def _texts(base: StableDiffusion, texts: Sequence[str], device: torch.device, cache: Cache, tell: Tell) -> Texts:
     digest, words = base.folder.digest("text_encoder"), base.folder.tokenizer_digest()
-    keys = [key("text", digest, words, ENCODED_IN, text) for text in texts]
+    keys = [key("text", digest, words, TEXT_IN, text) for text in texts]
     found = Entries(cache, keys, "embedding", HELD_BYTES)
     missing = found.check()
     if missing:

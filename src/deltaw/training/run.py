@@ -151,7 +151,8 @@ def _run(
     """Feed, load, train, choose, write, prove, draw, report."""
     with session.clock.phase("encode"):
         data = feed.fill(session.base, session.dataset.pictures, session.plan.sizes_px, session.plan.captions,
-                         session.device, Cache(default_root()), session.tell, asking.plain_prompts(session.plan))  # fmt: skip
+                         session.device, Cache(default_root()), session.tell, asking.plain_prompts(session.plan),
+                         session.dtype)  # fmt: skip
     with session.clock.phase("try"):
         session.outlook.try_sample(session.base, session.plan, session.device, session.tell)
     judge = Judge(session, data)
