@@ -16,11 +16,11 @@ from deltaw import device as devices
 from deltaw import options
 from deltaw.data.folder import scan
 from deltaw.errors import DeltawError, InputError, UsageError
-from deltaw.events import Event, Note, Phase, Step, Table
+from deltaw.events import Event, Note, Phase, Step, Table, Warn
 from deltaw.families import sd
 from deltaw.families.blueprint import Blueprint
 from deltaw.families.networks import VARIANTS
-from deltaw.training import forecast, graph, memory, pace, plan, room, run, trial
+from deltaw.training import forecast, graph, memory, outlook, pace, plan, room, run, trial
 from deltaw.training.tracing import trace
 from deltaw.zoo import bundled_base
 
@@ -102,13 +102,46 @@ def test_a_run_that_does_not_fit_is_refused_with_the_cheapest_change(
     assert predicted.tightest.phase == "train"
     room.require(predicted, base, made, PLENTY, {})
     with pytest.raises(
-        UsageError, match=r"take --batch 32: it needs .* try anyway with --set ignore_room=true"
+        UsageError, match=r"take --set checkpointing=true: it needs .* try anyway with --set ignore_room=true"
     ) as told:
         room.require(predicted, base, made, (predicted.needed_bytes - 1, "free of this machine's 1 GB"), {})
     assert "free of this machine's 1 GB" in told.value.what
     assert "train: network" in told.value.where
+    again = plan.with_checkpointing(made, "to see what comes next")
+    least = forecast.make(base, again)
+    with pytest.raises(UsageError, match=r"take --batch 32: it needs"):
+        room.require(least, base, again, (least.needed_bytes - 1, "free"), {})
     with pytest.raises(UsageError, match=r"even with .*--resolution 32.* it needs"):
         room.require(*forecast_of_few, (1, "free"), {})
+
+
+def test_checkpointing_holds_less_and_computes_more(planned: tuple[sd.StableDiffusion, plan.Plan]) -> None:
+    base, made = planned
+    kept, again = (forecast.make(base, made, checkpointing=c).graph for c in (False, True))
+    assert again.step.peak_bytes < 0.7 * kept.step.peak_bytes
+    assert 1.2 < again.step.flops / kept.step.flops < 1.5
+    assert again.ask == kept.ask, "without gradients nothing is kept anyway"
+
+
+@pytest.mark.parametrize("asked", [None, False], ids=["left open", "refused"])
+def test_a_plan_gets_checkpointing_where_it_makes_the_run_fit(
+    asked: bool | None, pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["device=cpu", "dtype=float32", *([] if asked is None else ["checkpointing=false"])]
+    given = options.parse({"base": str(tiny_base), "rank": 8, "batch": 64}, settings)
+    base = sd.open_base(tiny_base)
+    made = plan.make(given, base, scan(pictures(3)))
+    least = forecast.make(base, made, checkpointing=True).needed_bytes
+    monkeypatch.setattr(devices, "available_bytes", lambda _: (least + 10**6, "free"))
+    heard: list[Event] = []
+    if asked is None:
+        predicted, changed = outlook.foretell(given, base, made, tmp_path, heard.append)
+        assert changed.settings.checkpointing
+        assert predicted.job.checkpointing
+        assert any("checkpointing is on: the run then needs" in e.text for e in heard if isinstance(e, Warn))
+    else:
+        with pytest.raises(UsageError, match=r"take --set checkpointing=true"):
+            outlook.foretell(given, base, made, tmp_path, heard.append)
 
 
 def test_a_full_disk_is_foretold(

@@ -110,6 +110,19 @@ def test_the_same_seed_gives_the_same_bytes(pictures: Callable[..., Path], tiny_
     assert files[0].read_bytes() != other.read_bytes()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_computed_again_give_the_same_weights(
+    dtype: str, pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = pictures(5)
+    found = []
+    for kept in ("false", "true"):
+        settings = (f"checkpointing={kept}", f"dtype={dtype}")
+        found.append(tensorfile.read(train(folder, tiny_base, tmp_path / kept, settings).file))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 RUN = """
 import sys, deltaw
 deltaw.train(sys.argv[1], base=sys.argv[2], out=sys.argv[3], steps=10, batch=2, rank=2, lr=1e-2,

@@ -37,9 +37,11 @@ class Blueprint:
         """Tokens that the text encoder reads."""
         return int(self.configs["text_encoder"].get("max_position_embeddings", 77))
 
-    def denoiser(self, dtype: torch.dtype, device: torch.device = META) -> nn.Module:
-        """The UNet, frozen, with the attention that it would have on a device."""
+    def denoiser(self, dtype: torch.dtype, device: torch.device = META, *, checkpointing: bool = False) -> nn.Module:
+        """The UNet, frozen, as `StableDiffusion.denoiser` would load it onto a device."""
         network = self._made(UNet2DConditionModel, "unet", dtype)
+        if checkpointing:
+            network.enable_gradient_checkpointing()
         if attention.pays(device, dtype):
             attention.speed_up(network)
         return network
@@ -82,7 +84,7 @@ class Blueprint:
         width, height = (side // self.factor for side in size_px)
         return torch.empty(n, self.configs["vae"]["latent_channels"], height, width, device=META)
 
-    def _made(self, kind: Any, part: str, dtype: torch.dtype) -> nn.Module:
+    def _made(self, kind: Any, part: str, dtype: torch.dtype) -> Any:
         with META:
             model = kind.from_config(dict(self.configs[part]))
         return _in(dtype, model)

@@ -16,7 +16,9 @@ from deltaw.data.folder import Dataset
 from deltaw.families.base_folder import PARTS, BaseFolder
 from deltaw.training.plan import Plan
 
-DRAWING_ONLY = frozenset({"prompts", "sample_steps", "guidance", "snapshots", "stop", "until", "save_dtype", "dialect"})
+FREE = frozenset(
+    {"prompts", "sample_steps", "guidance", "snapshots", "stop", "until", "save_dtype", "dialect", "checkpointing"}
+)
 """Settings that a resumed run may change, since the weights do not depend on them."""
 SHOWN = 5
 """Changed pictures that are named; the others are counted."""
@@ -24,7 +26,7 @@ SHOWN = 5
 
 def of_run(plan: Plan, dataset: Dataset, base: BaseFolder) -> dict[str, str]:
     """Settings, pictures and captions, base, versions: name to value or digest."""
-    settings = {k: str(v) for k, v in asdict(plan.settings).items() if k not in DRAWING_ONLY}
+    settings = {k: str(v) for k, v in asdict(plan.settings).items() if k not in FREE}
     return {**settings, "pictures and captions": of_pictures(plan, dataset), **of_base(base), **versions()}
 
 

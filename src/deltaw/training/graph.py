@@ -41,6 +41,7 @@ class Job:
         n_drawn: pictures drawn at a time; `guided`: each is predicted twice.
         n_texts: captions encoded at a time.
         device: that computes, whose way to compute attention decides what a step keeps.
+        checkpointing: activations are computed again in the backward pass.
     """
 
     dtype: torch.dtype
@@ -53,6 +54,7 @@ class Job:
     guided: bool
     n_texts: int
     device: torch.device = CPU
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def measure(blueprint: Blueprint, job: Job) -> Graph:
     if drawn != job.largest_px:
         draw = _without_gradient(plain, lambda: plain(**blueprint.questions(1, drawn, TRACED_IN)))
     layers = [sum(p.nbytes for p in m.parameters(recurse=False)) for m in plain.modules()]
-    unet = blueprint.denoiser(job.dtype, job.device)
+    unet = blueprint.denoiser(job.dtype, job.device, checkpointing=job.checkpointing)
     wrapped = inject.wrap(unet, job.targets, job.rank, float(job.rank), torch.Generator().manual_seed(0))
     trained = list(wrapped.parameters().values())
     adapter = sum(p.nbytes for p in trained)

@@ -119,7 +119,7 @@ def _load(session: Session, data: Feed) -> tuple[Work, Run]:
     """The network with its adapters, and the run at its start."""
     settings = session.plan.settings
     session.tell(Phase("load the base"))
-    unet = session.base.denoiser(session.device, session.dtype)
+    unet = session.base.denoiser(session.device, session.dtype, checkpointing=settings.checkpointing)
     wrapped = inject.wrap(unet, settings.targets, settings.rank, settings.alpha, loop.seeded(settings.seed, "init", 0))
     work = Work(session.base, unet, wrapped, data, session.plan, session.device, session.dtype)
     n_params = sum(p.numel() for p in wrapped.parameters().values())

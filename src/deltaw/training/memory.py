@@ -57,6 +57,7 @@ def job(made: Plan, **changes: Any) -> Job:
         "largest_px": max(sizes, key=lambda size: size[0] * size[1]), "drawn_px": settings.resolution,
         "n_drawn": len(asking.columns(made)), "guided": settings.guidance > 1,
         "n_texts": min(feed.TEXT_BATCH, len({"", *made.captions})), "device": devices.choose(settings.device)[0],
+        "checkpointing": settings.checkpointing,
     }  # fmt: skip
     return Job(**{**values, **changes})
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
+from deltaw import device as devices
 from deltaw.data.cache import default_root
 from deltaw.events import Event, Phase, Step, Table, Tell, Warn
 from deltaw.families.sd import StableDiffusion
 from deltaw.options import Given
-from deltaw.training import forecast, pace, room, trial
+from deltaw.training import forecast, pace, plan, room, trial
 from deltaw.training.forecast import Forecast
 from deltaw.training.loop import Work
 from deltaw.training.plan import Plan
@@ -19,20 +20,36 @@ from deltaw.training.trial import Measured
 COLUMNS = ("what", "how much", "why")
 
 
-def foretell(given: Given, base: StableDiffusion, made: Plan, out: Path, tell: Tell) -> Forecast:
+def foretell(given: Given, base: StableDiffusion, made: Plan, out: Path, tell: Tell) -> tuple[Forecast, Plan]:
     """Predicts memory and disk, says them, and refuses a run that does not fit, unless `ignore_room` is set.
+
+    Where the user left it open and nothing else is needed to make the run fit, the plan is given checkpointing.
 
     Raises:
         UsageError: or ManyErrors; the advice is the cheapest change that fits.
     """
     tell(Phase("foretell memory and disk"))
-    predicted = forecast.make(base, made)
+    predicted, made = _made_to_fit(given, base, made, tell)
     tell(Table("what it will take at its peaks", COLUMNS, predicted.rows()))
     if given.options.ignore_room:
         tell(Warn("ignore_room: whether memory and disk suffice is not checked"))
     else:
         room.check(predicted, base, made, forecast.places(out, default_root()))
-    return predicted
+    return predicted, made
+
+
+def _made_to_fit(given: Given, base: StableDiffusion, made: Plan, tell: Tell) -> tuple[Forecast, Plan]:
+    predicted = forecast.make(base, made)
+    free_bytes, _ = devices.available_bytes(devices.choose(made.settings.device)[0])
+    if predicted.needed_bytes <= free_bytes or given.options.checkpointing is not None:
+        return predicted, made
+    smaller = forecast.make(base, made, checkpointing=True)
+    if smaller.needed_bytes > free_bytes:
+        return predicted, made
+    reason = (f"the run then needs {smaller.needed_bytes / 1e9:.2f} instead of {predicted.needed_bytes / 1e9:.2f} GB, "
+              f"and {free_bytes / 1e9:.2f} GB are there; a step takes about a third longer")  # fmt: skip
+    tell(Warn(f"checkpointing is on: {reason}"))
+    return smaller, plan.with_checkpointing(made, reason)
 
 
 def foretell_time(

@@ -67,6 +67,7 @@ class Settings:
     device: str
     dtype: str
     save_dtype: str
+    checkpointing: bool
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,12 @@ def make(given: Given, base: StableDiffusion, dataset: Dataset, alike: Sequence[
     )  # fmt: skip
 
 
+def with_checkpointing(plan: Plan, reason: str) -> Plan:
+    """The same plan with activations computed again in the backward pass; the weights come out the same."""
+    values = {**plan.values, "checkpointing": Value(True, "plan", reason)}
+    return replace(plan, settings=replace(plan.settings, checkpointing=True), values=values)
+
+
 def on_all(plan: Plan, n_steps: int) -> Plan:
     """The same plan with the held out pictures trained too, to be ended after `n_steps`."""
     everyone = tuple(sorted((*plan.training, *plan.held_out)))
@@ -183,6 +190,7 @@ def _choose_model(choose: _Chooser, base: StableDiffusion) -> None:
     choose.pick("device", str(device), why)
     dtype, why = devices.compute_dtype(device)
     choose.pick("dtype", str(dtype).removeprefix("torch."), why)
+    choose.pick("checkpointing", False, "activations are kept where memory suffices, which is faster", "default")
     choose.pick("save_dtype", "float16", "half the size; its rounding is measured after the run", "default")
     rank = choose.pick("rank", 16, "enough for a style or a subject on a base of this size")
     choose.pick("alpha", float(rank), "equal to the rank, so that a change of rank alone keeps the strength")

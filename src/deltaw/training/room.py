@@ -73,6 +73,7 @@ def _cheapest(base: StableDiffusion, made: Plan, predicted: Forecast, free_bytes
 def _changes(base: StableDiffusion, made: Plan) -> Iterator[Sequence[Change]]:
     """Kinds of changes, each ever smaller: what costs time alone, precision, the sheet, resolution, and at last rank."""
     settings = made.settings
+    yield [("--set checkpointing=true", {"checkpointing": True})]
     batches = itertools.takewhile(bool, (settings.batch >> i for i in itertools.count(1)))
     yield [(f"--batch {n}", {"batch": n}) for n in batches]
     if settings.dtype == "float32":

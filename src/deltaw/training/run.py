@@ -67,7 +67,7 @@ def train(
         given = _given(folder, config, settings, flags)
         out = plan.out_folder(given, folder)
         base, dataset, made = look(folder, given, strict=strict, tell=tell)
-        predicted = outlook.foretell(given, base, made, out, tell)
+        predicted, made = outlook.foretell(given, base, made, out, tell)
         run_folder = prepare(out, folder, resume=bool(given.options.resume))
     with locked(run_folder), Diary(run_folder.events, tell) as diary:
         watch = pace.Watch(diary)
@@ -112,7 +112,7 @@ def dry_run(folder: Path, given: Given, *, strict: bool, tell: Tell) -> None:
         InputError, UsageError: as `train` would.
     """
     base, _, made = look(folder, given, strict=strict, tell=tell)
-    predicted = outlook.foretell(given, base, made, plan.out_folder(given, folder), tell)
+    predicted, made = outlook.foretell(given, base, made, plan.out_folder(given, folder), tell)
     device, _ = devices.choose(made.settings.device)
     outlook.foretell_time(base, made, predicted, device, asking.n_questions(made), tell)
 

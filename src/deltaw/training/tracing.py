@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -41,7 +41,7 @@ def trace(work: Callable[[], object], existing: Iterable[Tensor]) -> Traced:
         work: the computation.
         existing: tensors that are there before it, such as weights.
     """
-    with _FusedAttention(), _Watch(existing) as watch:
+    with _fused_attention(), _Watch(existing) as watch:
         kept = work()
     found = Traced(watch.peak, watch.live, watch.flops, watch.n_ops)
     del kept
@@ -95,17 +95,29 @@ class _Watch(TorchDispatchMode):
         return sum(storage.nbytes() for storage in storages if storage._cdata not in self._existing)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """The fused attention that real devices choose; the meta device would write out the whole attention matrix."""
+_attention = functional.scaled_dot_product_attention
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is not functional.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        out, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            given["query"], given["key"], given["value"], given.get("dropout_p", 0.0), given.get("is_causal", False),
-            attn_mask=given.get("attn_mask"), scale=given.get("scale"),
-        )  # fmt: skip
-        return out
+
+@contextlib.contextmanager
+def _fused_attention() -> Iterator[None]:
+    """The fused attention that real devices choose; the meta device would write out the whole attention matrix.
+
+    The function itself is replaced, since torch's function modes do not see what a checkpoint computes in the backward pass.
+    """
+    functional.scaled_dot_product_attention = _fused
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = _attention
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    if not query.is_meta:
+        return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    out, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+    )
+    return out

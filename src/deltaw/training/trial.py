@@ -97,7 +97,7 @@ def questions(
 def load_and_step(base: StableDiffusion, made: Plan, job: Job, device: torch.device) -> Measured:
     """`step` with a network that is loaded for it and released."""
     settings = made.settings
-    unet = base.denoiser(device, job.dtype)
+    unet = base.denoiser(device, job.dtype, checkpointing=job.checkpointing)
     generator = torch.Generator().manual_seed(settings.seed)
     wrapped = inject.wrap(unet, settings.targets, settings.rank, settings.alpha, generator)
     step_s = step(base, unet, wrapped, job, device)
