@@ -85,11 +85,11 @@ def encoded(vae: AutoencoderKL, art: data.Art, n_views: int, seed: int, folder: 
     return tensorfile.read(path)["latents"]
 
 
-def choose(n_plain: int, n: int, batch: int, random: np.random.Generator) -> np.ndarray:
+def choose(n_plain: int, n: int, batch: int, share: float, random: np.random.Generator) -> np.ndarray:
     """Indices of a batch: pictures from `n_plain` on are outlined and get their share."""
     chosen = random.integers(n_plain, size=batch)
     if n > n_plain:
-        chosen = np.where(random.random(batch) < OUTLINED_SHARE, random.integers(n_plain, n, size=batch), chosen)
+        chosen = np.where(random.random(batch) < share, random.integers(n_plain, n, size=batch), chosen)
     return chosen
 
 
@@ -101,6 +101,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=run.RUNS / "base")
     parser.add_argument("--views", type=int, default=4, help="variants of each picture that are encoded")
     parser.add_argument("--outlines", type=Path, help="the folder of pretrain.outlines, to learn that style too")
+    parser.add_argument("--outlined", type=float, default=OUTLINED_SHARE, help="share of outlined samples")
+    parser.add_argument("--hold", type=float, default=0.4, help="share of the run before the rate falls")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     art = data.pretraining(args.data).some(args.limit)
@@ -124,7 +126,10 @@ def main() -> None:
 
     def step_loss(step: int) -> torch.Tensor:
         random = np.random.default_rng((args.seed, step))
-        chosen, view = choose(n_plain, len(art), args.batch, random), random.integers(args.views, size=args.batch)
+        chosen, view = (
+            choose(n_plain, len(art), args.batch, args.outlined, random),
+            random.integers(args.views, size=args.batch),
+        )
         with torch.no_grad():
             ids = tokens(tokenizer, spoken(art.records, chosen, random, empty=0.1), args.device)
             with torch.autocast(args.device, torch.bfloat16):
@@ -137,7 +142,7 @@ def main() -> None:
 
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
     ema = run.Ema(unet, 0.999)
-    run.train({"network": unet}, optimizer, step_loss, run.schedule(args), args.run, ema=ema)
+    run.train({"network": unet}, optimizer, step_loss, run.schedule(args, args.hold), args.run, ema=ema)
     write(args.base, args.out, unet, ema.weights())
 
 

@@ -162,10 +162,10 @@ def test_outlined_pictures_get_their_share():
     from pretrain import unet
 
     random = np.random.default_rng(0)
-    chosen = np.concatenate([unet.choose(10, 15, 32, random) for _ in range(200)])
+    chosen = np.concatenate([unet.choose(10, 15, 32, 0.3, random) for _ in range(200)])
     assert set(chosen) == set(range(15))
-    assert (chosen >= 10).mean() == pytest.approx(unet.OUTLINED_SHARE, abs=0.02)
-    assert unet.choose(10, 10, 32, random).max() < 10
+    assert (chosen >= 10).mean() == pytest.approx(0.3, abs=0.02)
+    assert unet.choose(10, 10, 32, 0.3, random).max() < 10
 
 
 def test_encoded_pictures_are_kept_for_the_next_start(art, tmp_path, monkeypatch):
