@@ -46,8 +46,7 @@ def network(name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
 def contenders(name: str, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
     """Three networks with the same weights."""
     limit, ours, theirs = (network(name, device, dtype) for _ in range(3))
-    if attention.pays(device, dtype):
-        attention.speed_up(ours)
+    attention.speed_up(ours, device, dtype)
     inject.wrap(ours, sd.TARGETS, 8, 8.0, torch.Generator().manual_seed(0))
     theirs.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     for parameter in theirs.parameters():

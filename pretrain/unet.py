@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -118,9 +117,7 @@ def main() -> None:
     unet = (
         UNet2DConditionModel.from_pretrained(args.start, torch_dtype=torch.float32) if args.start else networks.unet()
     )
-    for module in unet.modules():
-        if isinstance(module, Attention) and args.device == "cpu":
-            module.set_processor(attention.PlainAttention())  # a fifth of a step there
+    attention.speed_up(unet, torch.device(args.device), torch.bfloat16)  # autocast's; a fifth of a step on a CPU
     unet.to(args.device).train()
     alphas = networks.scheduler().alphas_cumprod.to(args.device)
 

@@ -70,7 +70,7 @@ def test_what_is_foretold_has_the_attention_that_runs(tiny_base: Path) -> None:
 
 def test_unusual_layers_keep_their_own() -> None:
     ordinary, unusual = Attention(8, heads=2, dim_head=4), Attention(8, heads=2, dim_head=4, residual_connection=True)
-    attention.speed_up(torch.nn.ModuleList([ordinary, unusual]))
+    attention.speed_up(torch.nn.ModuleList([ordinary, unusual]), CPU, torch.bfloat16)
     assert isinstance(ordinary.processor, attention.PlainAttention)
     assert isinstance(unusual.processor, AttnProcessor2_0)
 
@@ -81,6 +81,6 @@ def test_a_mask_is_heeded() -> None:
     x = torch.randn(1, 3, 8, dtype=torch.bfloat16)
     mask = torch.tensor([[[0.0, 0.0, -10000.0]]], dtype=torch.bfloat16)
     expected = layer(x, attention_mask=mask)
-    attention.speed_up(layer)
+    attention.speed_up(layer, CPU, torch.bfloat16)
     assert torch.equal(layer(x, attention_mask=mask), expected)
     assert not torch.equal(layer(x), expected)

@@ -56,8 +56,16 @@ def pays(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype is torch.bfloat16
 
 
-def speed_up(network: nn.Module) -> None:
-    """Gives every ordinary attention layer of a diffusers network `PlainAttention`; unusual ones keep their own."""
+def speed_up(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Gives every ordinary attention layer of a diffusers network `PlainAttention` where that pays; unusual ones keep their own.
+
+    Args:
+        network: changed in place.
+        device: where it will run.
+        dtype: that it will compute in.
+    """
+    if not pays(device, dtype):
+        return
     for module in network.modules():
         if isinstance(module, Attention) and _is_ordinary(module):
             module.set_processor(PlainAttention())  # type: ignore[arg-type]  # whatever is called like one is one

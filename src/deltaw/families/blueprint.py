@@ -42,8 +42,7 @@ class Blueprint:
         network = self._made(UNet2DConditionModel, "unet", dtype)
         if checkpointing:
             network.enable_gradient_checkpointing()
-        if attention.pays(device, dtype):
-            attention.speed_up(network)
+        attention.speed_up(network, device, dtype)
         return network
 
     def autoencoder(self) -> Any:

@@ -123,8 +123,7 @@ class StableDiffusion:
         network: Any = found or self._load(UNet2DConditionModel, "unet", device, dtype)
         if checkpointing:
             network.enable_gradient_checkpointing()
-        if attention.pays(device, dtype):
-            attention.speed_up(network)
+        attention.speed_up(network, device, dtype)
         return network
 
     def denoise(self, unet: nn.Module, x: Tensor, times: Tensor, text: Tensor) -> Tensor:

@@ -31,14 +31,12 @@ def load(
     with torch.device("meta"):
         network: nn.Module = kind.from_config(dict(config))
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    there = {name: file for file in files for name in tensorfile.read_header(file).tensors}
-    if set(there) != set(wanted) or next(network.buffers(), None) is not None:
+    there = {name: info.shape for file in files for name, info in tensorfile.read_header(file).tensors.items()}
+    if there != wanted or next(network.buffers(), None) is not None:
         return None
     for file in files:
         with tensorfile.lazy(file) as tensors:
-            for name in tensors.keys():  # noqa: SIM118  # not a mapping
-                if tensors.header.tensors[name].shape != wanted[name]:
-                    return None
+            for name in tensors.header.tensors:
                 _put(network, name, tensors.get_tensor(name).to(device, dtype))
     return network.eval()
 

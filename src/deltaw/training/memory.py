@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from deltaw import device as devices
 from deltaw.data import feed
 from deltaw.families.sd import StableDiffusion
 from deltaw.judge import questions
@@ -56,7 +55,7 @@ def job(made: Plan, **changes: Any) -> Job:
         "dtype": getattr(torch, settings.dtype), "batch": settings.batch, "rank": settings.rank, "targets": settings.targets,
         "largest_px": max(sizes, key=lambda size: size[0] * size[1]), "drawn_px": settings.resolution,
         "n_drawn": len(asking.columns(made)), "guided": settings.guidance > 1,
-        "n_texts": min(feed.TEXT_BATCH, len({"", *made.captions})), "device": devices.choose(settings.device)[0],
+        "n_texts": min(feed.TEXT_BATCH, len({"", *made.captions})), "device": torch.device(settings.device),
         "checkpointing": settings.checkpointing,
     }  # fmt: skip
     return Job(**{**values, **changes})

@@ -29,18 +29,18 @@ def foretell(given: Given, base: StableDiffusion, made: Plan, out: Path, tell: T
         UsageError: or ManyErrors; the advice is the cheapest change that fits.
     """
     tell(Phase("foretell memory and disk"))
-    predicted, made = _made_to_fit(given, base, made, tell)
+    available = devices.available_bytes(torch.device(made.settings.device))
+    predicted, made = _made_to_fit(given, base, made, available[0], tell)
     tell(Table("what it will take at its peaks", COLUMNS, predicted.rows()))
     if given.options.ignore_room:
         tell(Warn("ignore_room: whether memory and disk suffice is not checked"))
     else:
-        room.check(predicted, base, made, forecast.places(out, default_root()))
+        room.require(predicted, base, made, available, forecast.places(out, default_root()))
     return predicted, made
 
 
-def _made_to_fit(given: Given, base: StableDiffusion, made: Plan, tell: Tell) -> tuple[Forecast, Plan]:
+def _made_to_fit(given: Given, base: StableDiffusion, made: Plan, free_bytes: int, tell: Tell) -> tuple[Forecast, Plan]:
     predicted = forecast.make(base, made)
-    free_bytes, _ = devices.available_bytes(devices.choose(made.settings.device)[0])
     if predicted.needed_bytes <= free_bytes or given.options.checkpointing is not None:
         return predicted, made
     smaller = forecast.make(base, made, checkpointing=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from deltaw import device as devices
 from deltaw.errors import DeltawError, UsageError, refuse_all
 from deltaw.families.sd import StableDiffusion
 from deltaw.training import forecast
@@ -99,9 +98,3 @@ def _disk_problems(predicted: Forecast, places: Mapping[str, Path]) -> Iterator[
                 where=", ".join(dict.fromkeys(str(f) for f in folders)),
                 advice=f"free some space, take fewer --set snapshots=N, another --out or DELTAW_CACHE, {ANYWAY}",
             )  # fmt: skip
-
-
-def check(predicted: Forecast, base: StableDiffusion, made: Plan, places: Mapping[str, Path]) -> None:
-    """`require` for what this machine has now."""
-    device, _ = devices.choose(made.settings.device)
-    require(predicted, base, made, devices.available_bytes(device), places)
