@@ -14,8 +14,6 @@ import numpy as np
 
 from pretrain import captions, colours, data, fetch, lines, run, sources, svg
 
-NAME = "outlined"
-
 
 def draw(packages: Path, art: data.Art, seed: int) -> data.Art:
     """Each of the pictures once more, from its own SVG, under this style's name.
@@ -30,7 +28,7 @@ def draw(packages: Path, art: data.Art, seed: int) -> data.Art:
             picture = lines.outlined(icons[known["style"]][known["icon"]], 0.95, random)
         except (KeyError, ValueError):
             continue  # a newer package may lack the icon; resvg refuses a few bodies once wrapped
-        record = known | {"style": NAME, "style_word": NAME, "colors": colours.words(picture)}
+        record = known | {"style": sources.OUTLINED, "style_word": sources.OUTLINED, "colors": colours.words(picture)}
         pictures.append(picture)
         records.append(record | {"caption": captions.fixed(record)})
     return data.Art(np.stack(pictures), records)
@@ -46,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     art = draw(args.packages, data.pretraining(args.data).some(args.limit), args.seed)
-    data.save(args.out, NAME, art)
+    data.save(args.out, sources.OUTLINED, art)
     print(f"{len(art)} pictures -> {args.out}")
 
 

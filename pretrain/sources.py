@@ -41,6 +41,9 @@ STYLES = {
     "fluent-3d": Style("@lobehub/fluent-emoji-3d", "1.1.0", "MIT", "fluent 3d", False),
 }
 
+OUTLINED = "outlined"
+"""The style that `pretrain.outlines` draws, and its word in a caption."""
+
 LINE_ICONS = (
     Package("@iconify-json/tabler", "1.2.41", "MIT"),
     Package("@iconify-json/lucide", "1.2.137", "ISC"),

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from deltaw import tensorfile
 from deltaw.families import attention
-from pretrain import captions, data, networks, outlines, run
+from pretrain import captions, data, networks, run, sources
 from pretrain.text import spoken, tokens
 from pretrain.vae import latents
 
@@ -107,7 +107,7 @@ def main() -> None:
     art = data.pretraining(args.data).some(args.limit)
     n_plain = len(art)
     if args.outlines:
-        art = art.and_also(data.load(args.outlines, outlines.NAME).some(args.limit))
+        art = art.and_also(data.load(args.outlines, sources.OUTLINED).some(args.limit))
     vae = AutoencoderKL.from_pretrained(args.base / "vae", torch_dtype=torch.float32).to(args.device).eval()
     z = encoded(vae, art, args.views, args.seed, args.run).to(args.device)
     tokenizer = CLIPTokenizer.from_pretrained(args.base / "tokenizer")

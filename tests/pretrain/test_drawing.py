@@ -59,7 +59,7 @@ def test_outlined_art_keeps_what_is_known_of_it(art, tmp_path):
     assert all(r["style"] == "outlined" and r["caption"].endswith(", outlined style") for r in drawn.records)
     assert all(r["licence"] == "MIT" for r in drawn.records)
     assert (drawn.images.max(-1) < 120).mean((1, 2)).min() > 0.005
-    data.save(tmp_path / "out", outlines.NAME, drawn)
-    again = data.load(tmp_path / "out", outlines.NAME)
+    data.save(tmp_path / "out", sources.OUTLINED, drawn)
+    again = data.load(tmp_path / "out", sources.OUTLINED)
     assert again.records == drawn.records
     assert (again.images == drawn.images).all()
