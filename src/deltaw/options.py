@@ -77,6 +77,10 @@ class TrainOptions(BaseModel):
     caption_dropout: float | None = _option("Share of captions replaced by the empty one.", ge=0, lt=1)
     min_snr_gamma: float | None = _option("min-SNR weighting (arXiv 2303.09556); 0 is off.", ge=0)
     held_out: int | None = _option("Pictures kept out of training to measure with.", ge=0)
+    max_time_end: float | None = _option(
+        "Largest time trained at the end, as a share of the schedule; it falls from 1 over the first 60 % of the steps.",
+        gt=0, le=1,
+    )  # fmt: skip
     duplicates: Literal["count", "once"] | None = _option(
         "Pictures that look alike: each counts, or of every group only the first is used."
     )

@@ -35,7 +35,8 @@ class Report:
         seconds: phase to wall-clock seconds.
         steps_per_s: of the training loop alone.
         peak_rss_bytes: of the process; `peak_device_bytes` of a GPU, 0 without one.
-        losses: per step, as trained. `n_skipped`: steps that had no finite loss or gradient.
+        losses: per step, as trained. `narrowed`: of ever less noise.
+        n_skipped: steps that had no finite loss or gradient.
         foretold: memory and time, (what, predicted and used).
     """
 
@@ -60,6 +61,7 @@ class Report:
     peak_rss_bytes: int
     peak_device_bytes: int
     losses: tuple[float, ...]
+    narrowed: bool
     n_skipped: int
     foretold: tuple[tuple[str, str], ...]
 
