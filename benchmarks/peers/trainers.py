@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.peers.jobs import Job
+from deltaw.families import sd
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -42,8 +43,11 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def deltaw(python: str, job: Job, out: Path) -> Start:
-    """DeltaW with its defaults but for what the job fixes; one snapshot and one prompt, since no peer draws."""
-    settings = {"snapshots": 1, "held_out": 0, "sample_steps": 1, "prompts": '["a cat"]'}
+    """DeltaW with its defaults but for what the job fixes; one snapshot and one prompt, since no peer draws.
+
+    Targets are the peers' whatever the base recommends.
+    """
+    settings = {"snapshots": 1, "held_out": 0, "sample_steps": 1, "prompts": '["a cat"]', "targets": sd.TARGETS}
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     return Start(python, HERE / "deltaw_command.py", [
         "train", str(job.pictures), "--base", str(job.base), "--out", str(out), "--steps", str(job.steps),

@@ -77,10 +77,6 @@ class TrainOptions(BaseModel):
     caption_dropout: float | None = _option("Share of captions replaced by the empty one.", ge=0, lt=1)
     min_snr_gamma: float | None = _option("min-SNR weighting (arXiv 2303.09556); 0 is off.", ge=0)
     held_out: int | None = _option("Pictures kept out of training to measure with.", ge=0)
-    max_time_end: float | None = _option(
-        "Largest time trained at the end, as a share of the schedule; it falls from 1 over the first 60 % of the steps.",
-        gt=0, le=1,
-    )  # fmt: skip
     duplicates: Literal["count", "once"] | None = _option(
         "Pictures that look alike: each counts, or of every group only the first is used."
     )
@@ -89,9 +85,10 @@ class TrainOptions(BaseModel):
     until: int | None = _option(
         "Step that is reached whatever the curve says; no early stop before it.", flag=True, ge=0
     )
-    final_all: bool | None = _option(
-        "At the end train anew on all pictures for the recommended number of steps.", flag=True
+    pick: Literal["best", "last"] | None = _option(
+        "Snapshot that becomes the file: the best by its loss, or the last, which may show more of a style and hold worse."
     )
+    final_all: bool | None = _option("At the end train anew on all pictures for the picked number of steps.", flag=True)
     prompts: list[str] | None = _option("Prompts of the contact sheet.", min_length=1)
     sample_steps: int | None = _option("Denoising steps of the contact sheet.", ge=1)
     guidance: float | None = _option("Classifier-free guidance of the contact sheet.", ge=0)

@@ -40,6 +40,14 @@ def test_much_noise_does_not_buy_a_visibly_worse_snapshot() -> None:
     assert made.best.loss <= lowest.loss * (1 + choice.PRICE)
 
 
+def test_the_last_is_taken_where_it_is_asked_for_and_its_price_is_said() -> None:
+    made = choice.choose_last(_run([1.0, 0.5, 0.75], spread=0.0))
+    assert (made.best.step, made.is_asked_for) == (30, True)
+    price = made.best.loss / _run([1.0, 0.5, 0.75], spread=0.0)[1].loss - 1
+    assert f"{price:.1%} above step 20's" in made.reason
+    assert "has the lowest loss too" in choice.choose_last(_run([1.0, 0.5])).reason
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_an_overfit_end_is_never_recommended(seed: int) -> None:
     """A minimum at a fifth of the way and a rise of a tenth, as few pictures trained for long show it."""

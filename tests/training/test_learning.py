@@ -67,6 +67,17 @@ def test_a_run_that_overfits_stops_by_itself_and_gives_its_best_snapshot(
     assert report.verdict in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_the_last_snapshot_becomes_the_file_where_it_is_asked_for(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, curve: Callable[..., None]
+) -> None:
+    curve(OVERFIT)
+    report = train(pictures(9), tiny_base, tmp_path / "out", [], "pick=last", stop=False)
+    assert report.recommended_step == 10
+    assert _same(report.file, tmp_path / "out" / "snapshots" / "blocks-000010.safetensors")
+    assert "it is the last snapshot, as asked for, and its loss is" in report.verdict
+    assert "above step 2's" in report.verdict
+
+
 def test_a_stopped_run_goes_no_further_when_resumed_unless_asked(
     pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, curve: Callable[..., None]
 ) -> None:

@@ -35,20 +35,6 @@ def from_alphas_cumprod(alphas_cumprod: Tensor) -> Schedule:
     return Schedule(kept.sqrt().float(), (1 - kept).sqrt().float())
 
 
-NARROWED = 0.6
-"""Share of a run after which the largest time has fallen to where it stays."""
-
-
-def largest_time(done: float, end: float) -> float:
-    """The largest time that is drawn, as a share of the schedule, when a share `done` of a run is over.
-
-    It falls from 1 to `end` along a line, and stays there. Much noise hides all but the composition, which few pictures
-    teach quickly and then by heart; little noise shows lines and shading, which go on being learnt
-    (`python -m benchmarks.quality --set max_time_end=1` beside the default; found by trying, no paper).
-    """
-    return 1 - (1 - end) * min(1.0, done / NARROWED)
-
-
 def stratified(n: int, generator: torch.Generator) -> Tensor:
     """n numbers in [0, 1), one in each of n equal parts, shuffled.
 

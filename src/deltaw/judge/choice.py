@@ -51,11 +51,13 @@ class Choice:
         best: the candidate that is recommended.
         reason: why, as a sentence goes on after a colon.
         further: what half as many steps again would change of the loss, relative; None where it is not worth it.
+        is_asked_for: the user asked for this one, whatever its loss.
     """
 
     best: Candidate
     reason: str
     further: float | None
+    is_asked_for: bool = False
 
 
 def choose(snapshots: Sequence[Candidate], averages: Sequence[Candidate] = (), further: float | None = None) -> Choice:
@@ -83,6 +85,19 @@ def choose(snapshots: Sequence[Candidate], averages: Sequence[Candidate] = (), f
     if early is lowest:
         return Choice(early, "it has the lowest loss", further)
     return Choice(early, f"it is within noise of the lowest loss (step {lowest.step}) and was there earlier", further)
+
+
+def choose_last(snapshots: Sequence[Candidate]) -> Choice:
+    """The last snapshot, because it was asked for; the reason says what that costs.
+
+    Args:
+        snapshots: in the order of their steps.
+    """
+    last = snapshots[-1]
+    lowest = min(snapshots, key=lambda c: c.loss if math.isfinite(c.loss) else math.inf)
+    cost = f"its loss is {last.loss / lowest.loss - 1:.1%} above step {lowest.step}'s"
+    costs = "has the lowest loss too" if lowest is last else cost
+    return Choice(last, f"it is the last snapshot, as asked for, and {costs}", None, is_asked_for=True)
 
 
 def outlook(base: Candidate, snapshots: Sequence[Candidate], learnt: Mapping[int, float]) -> float | None:

@@ -38,7 +38,7 @@ def draw(report: Report, colours: dict[str, str]) -> bytes:
 
     def fill(figure: Figure) -> None:
         first, second, third, fourth = figure.subplots(1, 4)
-        _losses(first, report, colours)
+        _losses(first, report.losses, colours)
         _scores(second, report, colours)
         _drift(third, report, colours)
         _copies(fourth, report, colours)
@@ -107,11 +107,11 @@ def smoothed(losses: Sequence[float]) -> list[float]:
     return out
 
 
-def _losses(axes: Axes, report: Report, colours: dict[str, str]) -> None:
-    steps = range(1, len(report.losses) + 1)
-    axes.plot(steps, report.losses, color=colours["faint"], linewidth=0.8)
-    axes.plot(steps, smoothed(report.losses), color=colours["ink"], linewidth=1.6)
-    axes.set_title("training loss, of ever less noise" if report.narrowed else "training loss, and smoothed")
+def _losses(axes: Axes, losses: Sequence[float], colours: dict[str, str]) -> None:
+    steps = range(1, len(losses) + 1)
+    axes.plot(steps, losses, color=colours["faint"], linewidth=0.8)
+    axes.plot(steps, smoothed(losses), color=colours["ink"], linewidth=1.6)
+    axes.set_title("training loss, and smoothed")
 
 
 def _scores(axes: Axes, report: Report, colours: dict[str, str]) -> None:

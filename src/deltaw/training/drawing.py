@@ -65,7 +65,8 @@ def draw(session: Session, data: Feed, result: str) -> Drawn:
     columns, folder = asking.columns(session.plan), session.folder
     painter = Painter(session.base, str(session.device), session.plan.settings.dtype)
     rows = _rows(session, painter, columns, result)
-    labels = [f"{row.name}\nrecommended" if row.name == result else row.name for row in rows]
+    word = "recommended" if session.plan.settings.pick == "best" else "the file"
+    labels = [f"{row.name}\n{word}" if row.name == result else row.name for row in rows]
     with tensorfile.replacing(folder.sheet) as temporary:
         sheet.grid([row.pictures for row in rows], labels, [c.label for c in columns]).save(temporary, "PNG")
     session.tell(Saved(str(folder.sheet), folder.sheet.stat().st_size, "contact sheet"))

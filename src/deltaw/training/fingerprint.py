@@ -17,7 +17,18 @@ from deltaw.families.base_folder import PARTS, BaseFolder
 from deltaw.training.plan import Plan
 
 FREE = frozenset(
-    {"prompts", "sample_steps", "guidance", "snapshots", "stop", "until", "save_dtype", "dialect", "checkpointing"}
+    {
+        "prompts",
+        "sample_steps",
+        "guidance",
+        "snapshots",
+        "stop",
+        "until",
+        "pick",
+        "save_dtype",
+        "dialect",
+        "checkpointing",
+    }
 )
 """Settings that a resumed run may change, since the weights do not depend on them."""
 SHOWN = 5

@@ -85,6 +85,8 @@ class Judge:
     def choose(self) -> Choice:
         """What to use, and why."""
         snapshots = self.snapshots()
+        if self.session.plan.settings.pick == "last":
+            return choice.choose_last(snapshots)
         further = choice.outlook(
             Candidate(0, self.probes[0]), snapshots, asking.learnt(self.session.plan, snapshots[-1].step)
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deltaw import device as devices
 from deltaw.data.feed import Feed
 from deltaw.diffusion.objective import mix
-from deltaw.diffusion.schedule import largest_time, stratified
+from deltaw.diffusion.schedule import stratified
 from deltaw.errors import DeltawError
 from deltaw.events import Step, Tell, Warn
 from deltaw.families.sd import StableDiffusion
@@ -122,8 +122,7 @@ def objective_loss(work: Work, pictures: list[int], step: int) -> Tensor:
     base, settings, feed = work.base, work.plan.settings, work.feed
     generator = seeded(settings.seed, "noise", step)
     x0 = torch.stack([feed.latents[i] for i in pictures])
-    largest = largest_time(step / settings.steps, settings.max_time_end)
-    times = (stratified(len(pictures), generator) * largest * base.schedule.n_times).long()
+    times = (stratified(len(pictures), generator) * base.schedule.n_times).long()
     e = torch.randn(x0.shape, generator=generator)
     dropped = torch.rand(len(pictures), generator=generator) < settings.caption_dropout
     texts = ["" if drop else feed.captions[i] for i, drop in zip(pictures, dropped.tolist(), strict=True)]

@@ -17,8 +17,6 @@ from deltaw.training.plan import Plan, common_ending
 RECIPE = "deltaw.recipe"
 """The header entry that `deltaw rebuild` repeats a run from."""
 RECIPE_FORMAT = 1
-BEFORE = {"max_time_end": 1.0}
-"""Settings that a recipe lacks if it is older than they are, and what held then."""
 
 
 def trigger_words(plan: Plan) -> str:

@@ -55,12 +55,12 @@ class Settings:
     clip: float
     caption_dropout: float
     min_snr_gamma: float
-    max_time_end: float
     duplicates: str
     held_out: int
     snapshots: int
     stop: bool
     until: int
+    pick: str
     final_all: bool
     prompts: tuple[str, ...]
     sample_steps: int
@@ -146,8 +146,7 @@ def make(given: Given, base: StableDiffusion, dataset: Dataset, alike: Sequence[
         raise UsageError(f"unknown optimizer {settings.optimizer!r}", where="optimizer", expected=", ".join(optim.ALL))
     formats.named(settings.dialect)
     sampler = _sampler(sizes, training, settings)
-    notes = [*_duplicate_notes(dataset, alike), *_caption_notes(captions), *_sampler_notes(sampler, settings),
-             *_time_notes(settings)]  # fmt: skip
+    notes = [*_duplicate_notes(dataset, alike), *_caption_notes(captions), *_sampler_notes(sampler, settings)]
     return Plan(
         settings, choose.values, captions, sizes, training, held_out, sampler, marks(settings.steps, settings.snapshots),
         tuple(notes),
@@ -205,7 +204,6 @@ def _choose_model(choose: _Chooser, base: StableDiffusion) -> None:
     choose.pick("caption_dropout", 0.05, "keeps classifier-free guidance working", "default")
     gamma, why = (5.0, "the base predicts noise") if base.objective.name == "epsilon" else (0.0, "the base predicts v")
     choose.pick("min_snr_gamma", gamma, why)
-    choose.pick("max_time_end", 1.0, "times of the whole schedule, from the first step to the last", "default")
     drawing = base.folder.recommended.get("generate", {})
     choose.pick("sample_steps", drawing.get("steps", 25), "as `deltaw generate` draws", "default")
     choose.pick("guidance", drawing.get("guidance", 7.5), "as `deltaw generate` draws", "default")
@@ -228,6 +226,7 @@ def _choose_length(choose: _Chooser, base: StableDiffusion, n_training: int, dev
     if until > steps:
         steps = until
         choose.values["steps"] = Value(steps, choose.values["until"].origin, "as many as `until` asks for")
+    choose.pick("pick", "best", "the earliest snapshot within noise of the lowest loss becomes the file", "default")
     choose.pick("final_all", False, "what was judged is what is written", "default")
     choose.pick("stop", True, "ends the run at a mark where further steps have stopped paying", "default")
     choose.pick("lr", 1e-4, "the common ground of U-Net LoRAs with AdamW")
@@ -296,13 +295,6 @@ def _duplicate_notes(dataset: Dataset, alike: Sequence[Sequence[int]]) -> list[s
 def _caption_notes(captions: Sequence[str]) -> list[str]:
     empty = sum(not c for c in captions)
     return [f"{empty} of {len(captions)} pictures have no caption; they train the empty prompt"] if empty else []
-
-
-def _time_notes(settings: Settings) -> list[str]:
-    if settings.max_time_end == 1:
-        return []
-    return [f"training ends on the {settings.max_time_end:.0%} of times with the least noise, where every loss is lower: "
-            "the training loss falls by that alone, the held-out loss does not"]  # fmt: skip
 
 
 def _sampler_notes(sampler: Sampler, settings: Settings) -> list[str]:

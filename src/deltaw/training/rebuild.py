@@ -14,7 +14,7 @@ from deltaw.events import Note, Table, Tell, Warn, silent
 from deltaw.families import base_folder
 from deltaw.options import TrainOptions
 from deltaw.training import fingerprint, run, state, verify
-from deltaw.training.metadata import BEFORE, RECIPE, RECIPE_FORMAT
+from deltaw.training.metadata import RECIPE, RECIPE_FORMAT
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def rebuild(
     """
     file, folder = Path(file), Path(folder)
     recipe = read(file)
-    known = {k: v for k, v in {**BEFORE, **recipe["settings"]}.items() if k in TrainOptions.model_fields}
+    known = {k: v for k, v in recipe["settings"].items() if k in TrainOptions.model_fields}
     if unknown := sorted(set(recipe["settings"]) - set(known)):
         raise InputError(f"its recipe has settings unknown here: {', '.join(unknown)}", where=file,
                          expected="a file of this version", advice="rebuild it with the DeltaW that wrote it")  # fmt: skip

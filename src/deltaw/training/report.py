@@ -35,8 +35,7 @@ class Report:
         seconds: phase to wall-clock seconds.
         steps_per_s: of the training loop alone.
         peak_rss_bytes: of the process; `peak_device_bytes` of a GPU, 0 without one.
-        losses: per step, as trained. `narrowed`: of ever less noise.
-        n_skipped: steps that had no finite loss or gradient.
+        losses: per step, as trained. `n_skipped`: steps that had no finite loss or gradient.
         foretold: memory and time, (what, predicted and used).
     """
 
@@ -61,7 +60,6 @@ class Report:
     peak_rss_bytes: int
     peak_device_bytes: int
     losses: tuple[float, ...]
-    narrowed: bool
     n_skipped: int
     foretold: tuple[tuple[str, str], ...]
 
@@ -92,12 +90,14 @@ class Report:
 
     def _next(self) -> str:
         last = self.scores[-1]
+        copied, of = self.copies.count(self.name, "copied"), len(self.copies.nearest[self.name])
+        if self.choice.is_asked_for:
+            copies = f"; {copied} of {of} pictures drawn with it copy a trained one" if copied else ""
+            return self.choice.reason + copies
         if change := self.choice.further:
             more = round(last.step * MORE)
             return f"more steps would pay, as the loss was still falling; --steps {more} may lower it by another {-change:.1%}"
-        copied = self.copies.count(self.name, "copied")
         if copied:
-            of = len(self.copies.nearest[self.name])
             return f"but {copied} of {of} pictures drawn with it copy a trained one; train on more pictures, or for fewer steps"
         rise = last.loss / self.best.loss - 1
         if rise > PRICE:

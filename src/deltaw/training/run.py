@@ -171,8 +171,7 @@ def _report(session: Session, judge: Judge, learnt: Learnt, drawn: Drawn, shares
         folder.result, folder.path, drawn.sheet, folder.result.stat().st_size, learnt.choice, learnt.name, learnt.retrained, judge.score(learnt.choice.best),
         judge.scores(), made.settings.steps, learnt.stopped, asking.measured_on(made), bool(made.held_out),
         dict(judge.drifts), drawn.copies, learnt.proof, dict(session.clock.seconds), learnt.steps_per_s,
-        peak, on_device, learnt.losses, made.settings.max_time_end < 1, learnt.n_skipped,
-        session.outlook.compare(peak, on_device, whole=not learnt.stopped),
+        peak, on_device, learnt.losses, learnt.n_skipped, session.outlook.compare(peak, on_device, whole=not learnt.stopped),
     )  # fmt: skip
     subtitle = (f"{len(session.plan.training)} pictures, {made.settings.steps} steps of {made.settings.batch}, rank "
                 f"{made.settings.rank}, on {session.base.folder.path.name}")  # fmt: skip
