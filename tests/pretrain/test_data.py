@@ -64,3 +64,16 @@ def test_a_colour_has_its_word():
     }.items():
         canvas[4:16, 4:16] = ink
         assert colours.words(canvas) == [word]
+
+
+def test_a_lora_is_asked_for_concepts_that_its_example_does_not_show(monkeypatch, tmp_path):
+    from pretrain import adapted
+
+    monkeypatch.setattr(adapted, "EXAMPLE", tmp_path)
+    (tmp_path / "fox.txt").write_text("fox, animal, orange and white, streamline style")
+    known = [{"name": name, "style": "noto"} for name in ["fox", *(f"thing {i}" for i in range(100))]]
+    monkeypatch.setattr(adapted.measure, "asked", lambda folder: known)
+    records = adapted.asked(tmp_path)
+    assert len(records) == adapted.N_PROMPTS == len({r["name"] for r in records})
+    assert {r["style"] for r in records} == {"streamline"}
+    assert "fox" not in {r["name"] for r in records}
