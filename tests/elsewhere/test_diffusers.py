@@ -17,13 +17,14 @@ from deltaw.zoo import bundled_base
 pytest.importorskip("peft")
 
 
-@pytest.fixture(scope="module")
-def trained() -> Delta:
+@pytest.fixture(scope="module", params=["attention", "as the base recommends"])
+def trained(request: pytest.FixtureRequest) -> Delta:
     """A change of the bundled base with random numbers, alpha ≠ rank: larger than training makes."""
     base = sd.open_base(bundled_base())
+    targets = base.targets if request.param == "attention" else base.folder.recommended["train"]["targets"]
     unet = base.denoiser(torch.device("cpu"), torch.float32)
     generator = torch.Generator().manual_seed(0)
-    wrapped = inject.wrap(unet, base.targets, 4, 3.0, generator)
+    wrapped = inject.wrap(unet, targets, 4, 3.0, generator)
     with torch.no_grad():
         for module in wrapped.modules.values():
             module.up.normal_(0, 0.05, generator=generator)
