@@ -97,7 +97,7 @@ class TrainOptions(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] | None = _option("Precision of the frozen base.")
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = _option("Precision of the written file.")
     checkpointing: bool | None = _option(
-        "Compute activations again in the backward pass: less memory, a third more time. Default: where nothing else fits."
+        "Compute activations again in the backward pass: less memory, up to half more time. Default: where nothing else fits."
     )
     ignore_room: bool | None = _option("Start although memory or disk will not suffice, as far as can be foretold.")
     resume_anyway: bool | None = _option("With --resume: go on although settings or pictures changed; says which.")

@@ -113,7 +113,7 @@ class StableDiffusion:
         """The UNet, frozen and in evaluation mode, its attention computed in the way that is fastest there.
 
         With `checkpointing` each block's activations are computed again in the backward pass (Chen et al. 2016,
-        arXiv 1604.06174): the gradients are the same, for less memory and a third more time.
+        arXiv 1604.06174): the gradients are the same, for less memory and a third to a half more time.
         """
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
