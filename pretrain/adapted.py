@@ -23,7 +23,6 @@ STYLE = "streamline"
 EXAMPLE = Path(__file__).parent.parent / "examples" / STYLE
 N_PROMPTS = 48
 BATCH = 24
-STEPS, GUIDANCE = 25, 4.0
 
 
 def asked(folder: Path) -> list[dict[str, Any]]:
@@ -36,8 +35,9 @@ def asked(folder: Path) -> list[dict[str, Any]]:
 def recipes(records: list[dict[str, Any]], base: sd.StableDiffusion, painter: Painter) -> list[Recipe]:
     """What to draw; picture i has seed i."""
     side, dtype = base.resolution_px, str(painter.dtype).removeprefix("torch.")
+    steps, guidance = painter.default("steps", 25), painter.default("guidance", 7.5)
     return [
-        Recipe(f"{r['name']}, {STYLE} style", "", i, STEPS, GUIDANCE, side, side, (), base.folder.path.name, "",
+        Recipe(f"{r['name']}, {STYLE} style", "", i, steps, guidance, side, side, (), base.folder.path.name, "",
                dtype, painter.device.type)
         for i, r in enumerate(records)
     ]  # fmt: skip

@@ -16,20 +16,9 @@ from deltaw.data.folder import Dataset
 from deltaw.families.base_folder import PARTS, BaseFolder
 from deltaw.training.plan import Plan
 
-FREE = frozenset(
-    {
-        "prompts",
-        "sample_steps",
-        "guidance",
-        "snapshots",
-        "stop",
-        "until",
-        "pick",
-        "save_dtype",
-        "dialect",
-        "checkpointing",
-    }
-)
+FREE = frozenset({
+    "prompts", "sample_steps", "guidance", "snapshots", "stop", "until", "pick", "save_dtype", "dialect", "checkpointing",
+})  # fmt: skip
 """Settings that a resumed run may change, since the weights do not depend on them."""
 SHOWN = 5
 """Changed pictures that are named; the others are counted."""
