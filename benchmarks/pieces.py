@@ -22,7 +22,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from benchmarks.held_out import CPU, HERE
 from deltaw.data import folder, image
-from deltaw.families import sd
+from deltaw.families import bases, sd
 from deltaw.families.blueprint import Blueprint
 from deltaw.training import graph
 from deltaw.zoo import bundled_base
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=bundled_base())
     parser.add_argument("--px", type=int)
     args = parser.parse_args()
-    base = sd.open_base(args.base)
+    base = bases.open_base(args.base)
     px = args.px or base.resolution_px
     loading(base)
     encoding(base, px)

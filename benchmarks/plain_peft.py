@@ -21,7 +21,7 @@ from benchmarks.held_out import CPU
 from deltaw import device, tensorfile
 from deltaw.data import folder, image
 from deltaw.diffusion.objective import mix
-from deltaw.families import sd
+from deltaw.families import bases, sd
 from deltaw.zoo import bundled_base
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--rank", type=int, default=8)
     args = parser.parse_args()
-    base = sd.open_base(args.base)
+    base = bases.open_base(args.base)
     latents, texts = encode(base, args.folder, args.px or base.resolution_px)
     dtype, _ = device.compute_dtype(CPU)
     unet = UNet2DConditionModel.from_pretrained(args.base, subfolder="unet", torch_dtype=dtype).requires_grad_(False)

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from benchmarks.held_out import HERE, compare
-from deltaw.families import sd
+from deltaw.families import bases
 from deltaw.zoo import bundled_base
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--styles", nargs="+", default=["inkline", "streamline"])
     parser.add_argument("--set", nargs="*", default=[], dest="settings")
     args = parser.parse_args()
-    base = sd.open_base(bundled_base())
+    base = bases.open_base(bundled_base())
     for style in args.styles:
         with tempfile.TemporaryDirectory() as scratch:
             rows = run(style, Path(scratch), args.settings)

@@ -19,7 +19,7 @@ from pathlib import Path
 import deltaw
 from benchmarks.held_out import HERE, compare
 from deltaw import tensorfile
-from deltaw.families import sd
+from deltaw.families import bases
 from deltaw.zoo import bundled_base
 
 FOUR = ("alien", "cow_face", "french_fries", "trumpet")
@@ -70,7 +70,7 @@ def judge(style: str, folder: Path, report: deltaw.Report | None = None) -> Foun
     """The true losses of a finished run's snapshots."""
     file = folder / f"{style}.safetensors"
     snapshots = sorted((folder / "snapshots").glob("*.safetensors"))
-    *scores, chosen = compare(sd.open_base(bundled_base()), HERE / "held_out" / style, [*snapshots, file])
+    *scores, chosen = compare(bases.open_base(bundled_base()), HERE / "held_out" / style, [*snapshots, file])
     true = {int(f.stem.rpartition("-")[2]): s.loss for f, s in zip(snapshots, scores, strict=True)}
     base = chosen.loss / (1 + chosen.change.mean)
     step = int(tensorfile.read_header(file).metadata["ss_steps"])

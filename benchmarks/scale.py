@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from benchmarks.step_time import network, step
+from benchmarks.step_time import inputs, network, step
 from deltaw import device as devices
 from deltaw import inject
 from deltaw.data import feed
@@ -104,15 +104,11 @@ def work(batches: list[int], sides_px: list[int], runs: int) -> None:
     print("\n| batch × side | a step | per 128 × 128 px |\n| --- | --- | --- |")
     jobs = [(batch, 128) for batch in batches] + [(BATCH, px) for px in sides_px if px != 128]
     for batch, px in jobs:
-        inputs = (
-            torch.randn(batch, model.config.in_channels, px // 8, px // 8).to(device, dtype),
-            torch.randint(1000, (batch,)).to(device),
-            torch.randn(batch, 77, model.config.cross_attention_dim).to(device, dtype),
-        )
+        asked = inputs(model.config, px, batch, device, dtype)
         seconds = []
         for _ in range(runs + 1):
             start = time.perf_counter()
-            step(model, *inputs, to_inputs=False)
+            step(model, asked, to_inputs=False)
             seconds.append(time.perf_counter() - start)
         middle = statistics.median(seconds[1:])
         print(f"| {batch} × {px} px | {middle:.3f} s | {1e3 * middle / batch / (px / 128) ** 2:.0f} ms |", flush=True)

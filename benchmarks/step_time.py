@@ -2,6 +2,7 @@
 
     python -m benchmarks.step_time                      # the bundled base, batch 4 and 16
     python -m benchmarks.step_time --base sd15 --px 256 # Stable Diffusion 1.5's shapes with random weights
+    python -m benchmarks.step_time --base sdxl --px 512 # Stable Diffusion XL's
 
 The limit is the frozen network's forward and its backward to the inputs only, as diffusers computes them: what a LoRA step
 has to do. DeltaW's attention is its own where that is faster, so that it may fall below. All compute in the device's
@@ -13,7 +14,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -23,29 +25,51 @@ from torch import nn
 from deltaw import device as devices
 from deltaw import inject
 from deltaw.families import attention, sd
+from deltaw.families.networks import VARIANTS
 from deltaw.zoo import bundled_base
 
-SD15 = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
+SHAPES = {"sd15": VARIANTS["sd1"]["unet"][1], "sdxl": VARIANTS["sdxl"]["unet"][1]}
+"""The UNets of published bases, by name."""
 
 
 def network(name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A frozen UNet as diffusers has it: the bundled base's, or one of Stable Diffusion 1.5's shapes with random weights."""
+    """A frozen UNet as diffusers has it: the bundled base's, or one of a published base's shapes with random weights."""
     if name == "bundled":
         found = UNet2DConditionModel.from_pretrained(bundled_base(), subfolder="unet", torch_dtype=dtype)
     else:
         torch.manual_seed(0)
-        found = UNet2DConditionModel(**SD15).to(dtype=dtype)
+        torch.set_default_dtype(dtype)
+        found = UNet2DConditionModel(**SHAPES[name])
+        torch.set_default_dtype(torch.float32)
     return found.to(device).eval().requires_grad_(False)
 
 
+def twin(model: Any) -> nn.Module:
+    """A network of its own that reads the same weights."""
+    with torch.device("meta"):
+        made = type(model).from_config(model.config)
+    made.load_state_dict(model.state_dict(), assign=True)
+    return made.eval().requires_grad_(False)
+
+
+def inputs(config: Any, px: int, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What a UNet of that config reads for a batch of pictures of `px`; numbers drawn at random."""
+    asked: dict[str, Any] = {
+        "sample": torch.randn(batch, config.in_channels, px // 8, px // 8).to(device, dtype),
+        "timestep": torch.randint(1000, (batch,)).to(device),
+        "encoder_hidden_states": torch.randn(batch, 77, config.cross_attention_dim).to(device, dtype),
+    }
+    if config.addition_embed_type:  # XL is told the text's summary and the picture's size
+        n_pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        sizes = torch.tensor([[px, px, 0, 0, px, px]]).expand(batch, -1).to(device)
+        asked["added_cond_kwargs"] = {"text_embeds": torch.randn(batch, n_pooled).to(device, dtype), "time_ids": sizes}
+    return asked
+
+
 def contenders(name: str, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """Three networks with the same weights."""
-    limit, ours, theirs = (network(name, device, dtype) for _ in range(3))
+    """Three networks on the same weights."""
+    limit = network(name, device, dtype)
+    ours, theirs = twin(limit), twin(limit)
     attention.speed_up(ours, device, dtype)
     inject.wrap(ours, sd.TARGETS, 8, 8.0, torch.Generator().manual_seed(0))
     theirs.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
@@ -55,21 +79,21 @@ def contenders(name: str, device: torch.device, dtype: torch.dtype) -> dict[str,
     return {"limit": limit, "DeltaW": ours, "plain peft": theirs}
 
 
-def step(model: nn.Module, x: torch.Tensor, times: torch.Tensor, text: torch.Tensor, *, to_inputs: bool) -> None:
+def step(model: nn.Module, asked: Mapping[str, Any], *, to_inputs: bool) -> None:
     """Forward, a squared loss, backward."""
-    x = x.detach().requires_grad_(to_inputs)
-    model(x, times, encoder_hidden_states=text, return_dict=False)[0].float().square().mean().backward()
+    x = asked["sample"].detach().requires_grad_(to_inputs)
+    model(**{**asked, "sample": x}, return_dict=False)[0].float().square().mean().backward()
 
 
 def measure(
-    models: dict[str, nn.Module], inputs: tuple[torch.Tensor, ...], n: int, wait: Callable[[], None]
+    models: dict[str, nn.Module], asked: Mapping[str, Any], n: int, wait: Callable[[], None]
 ) -> dict[str, list[float]]:
     """Seconds per step, n each, the models taking turns; the first round warms up and does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for i in range(n + 1):
         for name, model in models.items():
             start = time.perf_counter()
-            step(model, *inputs, to_inputs=name == "limit")
+            step(model, asked, to_inputs=name == "limit")
             wait()
             if i:
                 seconds[name].append(time.perf_counter() - start)
@@ -80,7 +104,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", choices=("bundled", "sd15"), default="bundled")
+    parser.add_argument("--base", choices=("bundled", *SHAPES), default="bundled")
     parser.add_argument("--px", type=int)
     parser.add_argument("--batch", type=int, nargs="+")
     parser.add_argument("--runs", type=int, default=7)
@@ -88,7 +112,7 @@ def main() -> None:
     device, why = devices.choose()
     dtype, _ = devices.compute_dtype(device)
     px, batches = (
-        args.px or (128 if args.base == "bundled" else 256),
+        args.px or {"bundled": 128, "sd15": 256, "sdxl": 512}[args.base],
         args.batch or ([4, 16] if args.base == "bundled" else [1]),
     )
     print(
@@ -98,12 +122,7 @@ def main() -> None:
     config = models["limit"].config
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     for batch in batches:
-        inputs = (
-            torch.randn(batch, config.in_channels, px // 8, px // 8).to(device, dtype),
-            torch.randint(1000, (batch,)).to(device),
-            torch.randn(batch, 77, config.cross_attention_dim).to(device, dtype),
-        )
-        seconds = measure(models, inputs, args.runs, wait)
+        seconds = measure(models, inputs(config, px, batch, device, dtype), args.runs, wait)
         limit = statistics.median(seconds["limit"])
         for name, values in seconds.items():
             middle = statistics.median(values)

@@ -28,16 +28,16 @@ def steps() -> float:
     """Seconds per step in this process."""
     import torch
 
-    from benchmarks.step_time import contenders, step
+    from benchmarks.step_time import contenders, inputs, step
     from deltaw import device as devices
 
     dtype, _ = devices.compute_dtype(torch.device("cpu"))
     model = contenders("bundled", torch.device("cpu"), dtype)["DeltaW"]
-    inputs = (torch.randn(16, 8, 16, 16).to(dtype), torch.randint(1000, (16,)), torch.randn(16, 77, 256).to(dtype))
-    step(model, *inputs, to_inputs=False)
+    asked = inputs(model.config, 128, 16, torch.device("cpu"), dtype)
+    step(model, asked, to_inputs=False)
     start = time.perf_counter()
     for _ in range(N_STEPS):
-        step(model, *inputs, to_inputs=False)
+        step(model, asked, to_inputs=False)
     return (time.perf_counter() - start) / N_STEPS
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from deltaw import formats
-from deltaw.families import sd
+from deltaw.families import bases, sd
 from deltaw.verbs.generate import Painter, Recipe
 from deltaw.zoo import bundled_base
 from pretrain import data, measure, run
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=bundled_base())
     parser.add_argument("--classifier", type=Path, default=run.RUNS / "classifier.safetensors")
     args = parser.parse_args()
-    base = sd.open_base(args.base)
+    base = bases.open_base(args.base)
     painter, vae = Painter(base), measure.open_vae(args.base / "vae")
     records = asked(args.data)
     wanted = recipes(records, base, painter)

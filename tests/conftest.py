@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 # Networks as small as these lose more by handing work to a second thread than they gain, and the
@@ -31,32 +31,57 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stable Diffusion of SD 1's layout with random weights: 64 px, some 100 kB, epsilon prediction."""
+    from transformers import CLIPTextModel
+
+    return _write_base(tmp_path_factory.mktemp("tiny-base"), {"text_encoder": CLIPTextModel})
+
+
+@pytest.fixture(scope="session")
+def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of Stable Diffusion XL's layout: two text encoders, and a UNet that is told their summary and the sizes."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    return _write_base(
+        tmp_path_factory.mktemp("tiny-xl"),
+        {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection},
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 16,
+        use_linear_projection=True,
+    )  # fmt: skip
+
+
+def _write_base(path: Path, encoders: Mapping[str, type], **unet_config: object) -> Path:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig
 
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("tiny-base")
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=4,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16, attention_head_dim=2,
+        cross_attention_dim=16 * len(encoders), attention_head_dim=2, **unet_config,
     )  # fmt: skip
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1, latent_channels=4, norm_num_groups=2, sample_size=64,
     )  # fmt: skip
-    text = CLIPTextModel(
-        CLIPTextConfig(vocab_size=4096, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-                       bos_token_id=4094, eos_token_id=4095, pad_token_id=4095)
-    )  # fmt: skip
     unet.save_pretrained(path / "unet")
     vae.save_pretrained(path / "vae")
-    text.save_pretrained(path / "text_encoder")
+    for name, kind in encoders.items():
+        config = CLIPTextConfig(
+            vocab_size=4096, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            projection_dim=16, bos_token_id=4094, eos_token_id=4095, pad_token_id=4095,
+        )  # fmt: skip
+        kind(config).save_pretrained(path / name)
     DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
     ).save_pretrained(path / "scheduler")
-    shutil.copytree(bundled_base() / "tokenizer", path / "tokenizer")
     index = json.loads((bundled_base() / "model_index.json").read_text())
+    for name in ("tokenizer", "tokenizer_2")[: len(encoders)]:
+        shutil.copytree(bundled_base() / "tokenizer", path / name)
+    if len(encoders) > 1:
+        index["_class_name"] = "StableDiffusionXLPipeline"
+        index |= {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"], "tokenizer_2": index["tokenizer"]}
+        for gone in ("safety_checker", "requires_safety_checker"):
+            index.pop(gone, None)
     (path / "model_index.json").write_text(json.dumps(index))
     return path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.step_time import measure, network
+from benchmarks.step_time import inputs, measure, network
 from deltaw import inject
 from deltaw.families import sd
 
@@ -16,11 +16,7 @@ def test_a_step_costs_little_more_than_the_frozen_network() -> None:
     """The least of several alternating runs, since other programs can only add."""
     limit, ours = (network("bundled", torch.device("cpu"), torch.float32) for _ in range(2))
     inject.wrap(ours, sd.TARGETS, 8, 8.0, torch.Generator().manual_seed(0))
-    noise = torch.Generator().manual_seed(0)
-    inputs = (
-        torch.randn(4, limit.config.in_channels, 8, 8, generator=noise),
-        torch.randint(1000, (4,), generator=noise),
-        torch.randn(4, 77, limit.config.cross_attention_dim, generator=noise),
-    )
-    seconds = measure({"limit": limit, "DeltaW": ours}, inputs, 7, lambda: None)
+    torch.manual_seed(0)
+    asked = inputs(limit.config, 64, 4, torch.device("cpu"), torch.float32)
+    seconds = measure({"limit": limit, "DeltaW": ours}, asked, 7, lambda: None)
     assert min(seconds["DeltaW"]) / min(seconds["limit"]) < MOST

@@ -23,7 +23,7 @@ from benchmarks.held_out import HERE, compare
 from benchmarks.peers import jobs, trainers
 from benchmarks.peers.jobs import Job
 from benchmarks.peers.trainers import ROOT, Start
-from deltaw.families import sd
+from deltaw.families import bases, sd
 from deltaw.zoo import bundled_base
 
 DOCUMENTED = ("--learning_rate", "1e-4", "--lr_scheduler", "constant", "--lr_warmup_steps", "0", "--random_flip")
@@ -74,7 +74,7 @@ def first_at_least(snapshots: Sequence[Snapshot], change: float) -> Snapshot | N
 
 def of_style(style: str, args: argparse.Namespace, scratch: Path) -> list[str]:
     """Lines of the report."""
-    base = sd.open_base(bundled_base())
+    base = bases.open_base(bundled_base())
     pictures = jobs.prepare(ROOT / "examples" / style, scratch)
     n_pictures = len(list((ROOT / "examples" / style).glob("*.png")))
     job = Job(bundled_base(), pictures, base.resolution_px, 1, EPOCHS * n_pictures, rank=4)

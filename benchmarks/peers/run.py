@@ -4,6 +4,7 @@
         --diffusers-script PATH/train_text_to_image_lora.py --diffusers-python PATH/bin/python
     python -m benchmarks.peers.run --job sd15 --px 256 --scratch FOLDER \\
         --kohya PATH/sd-scripts --kohya-python PATH/bin/python
+    python -m benchmarks.peers.run --job sdxl --scratch FOLDER --diffusers-script PATH/train_text_to_image_lora_sdxl.py …
 
 Same base, pictures (`examples/streamline`), batch, size in pixels, rank and precision (bfloat16) for all; diffusers' script also in
 float32, which is what it computes in where it is not told otherwise. DeltaW and plain peft always run; the others where they are
@@ -30,6 +31,8 @@ from benchmarks.peers.jobs import Job
 from benchmarks.peers.trainers import ROOT, Start
 from deltaw.zoo import bundled_base
 
+PX = {"bundled": 128, "sd15": 256, "sdxl": 512}
+"""A job's pictures where nothing else is said."""
 SETTLE = 2
 """Steps at the start that do not count: threads start, memory is asked for."""
 
@@ -111,7 +114,7 @@ def table(job: Job, name: str, seen: Mapping[str, list[Seen]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--job", choices=("bundled", "sd15"), default="bundled")
+    parser.add_argument("--job", choices=("bundled", *jobs.SHAPES), default="bundled")
     parser.add_argument("--px", type=int)
     parser.add_argument("--batch", type=int, nargs="+")
     parser.add_argument("--steps", type=int, default=12)
@@ -123,13 +126,13 @@ def main() -> None:
     parser.add_argument("--kohya", type=Path)
     parser.add_argument("--kohya-python", default=sys.executable)
     args = parser.parse_args()
-    base = bundled_base() if args.job == "bundled" else jobs.sd15(args.scratch.resolve() / "sd15")
+    base = bundled_base() if args.job == "bundled" else jobs.base_of(args.job, args.scratch.resolve() / args.job)
     print("| job | trainer | first step, cold | warm | a step | DeltaW ÷ it | memory | DeltaW ÷ it |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for batch in args.batch or ([4, 16] if args.job == "bundled" else [1]):
         with tempfile.TemporaryDirectory() as scratch:
             pictures = jobs.prepare(ROOT / "examples" / "streamline", Path(scratch))
-            job = Job(base, pictures, args.px or (128 if args.job == "bundled" else 256), batch, args.steps)
+            job = Job(base, pictures, args.px or PX[args.job], batch, args.steps)
             print(table(job, args.job, race(contenders(args, job), args.runs, args.steps)), flush=True)
 
 

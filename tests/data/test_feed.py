@@ -16,7 +16,7 @@ from deltaw.data.cache import Cache
 from deltaw.data.folder import scan
 from deltaw.errors import DeltawError
 from deltaw.events import Event, Phase
-from deltaw.families import sd
+from deltaw.families import bases
 from deltaw.zoo import bundled_base
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def fill(
     heard: list[Event] = []
     pictures = scan(folder).pictures
     data = feed.fill(
-        sd.open_base(base), pictures, [size_px] * len(pictures), [p.caption for p in pictures], CPU, Cache(cache), heard.append,
+        bases.open_base(base), pictures, [size_px] * len(pictures), [p.caption for p in pictures], CPU, Cache(cache), heard.append,
         dtype=dtype,
     )  # fmt: skip
     return data, {e.unit: e.total or 0 for e in heard if isinstance(e, Phase)}
@@ -114,7 +114,7 @@ def test_latents_made_in_bfloat16_decode_to_the_same_picture() -> None:
     """The difference is below that of rounding a picture to 8 bits, which is 59 dB."""
     from diffusers import AutoencoderKL
 
-    base = sd.open_base(bundled_base())
+    base = bases.open_base(bundled_base())
     y, x = np.mgrid[:128, :128]
     pictures = np.stack([np.where(np.hypot(x - 64, y - 64)[..., None] < r, (200, 40, r), 255) for r in (20, 50)])
     exact, quick = (base.image_encoder(CPU, d)(pictures.astype(np.uint8)) for d in (torch.float32, torch.bfloat16))

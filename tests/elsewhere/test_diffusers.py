@@ -10,7 +10,7 @@ import torch
 import deltaw
 from deltaw import formats, inject
 from deltaw.delta import Delta
-from deltaw.families import sd
+from deltaw.families import bases
 from deltaw.verbs.generate import Painter, Recipe
 from deltaw.zoo import bundled_base
 
@@ -20,7 +20,7 @@ pytest.importorskip("peft")
 @pytest.fixture(scope="module", params=["attention", "as the base recommends"])
 def trained(request: pytest.FixtureRequest) -> Delta:
     """A change of the bundled base with random numbers, alpha ≠ rank: larger than training makes."""
-    base = sd.open_base(bundled_base())
+    base = bases.open_base(bundled_base())
     targets = base.targets if request.param == "attention" else base.folder.recommended["train"]["targets"]
     unet = base.denoiser(torch.device("cpu"), torch.float32)
     generator = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch.nn import functional
 
-from deltaw.families import attention, blueprint, sd
+from deltaw.families import attention, bases, blueprint
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def test_attend_is_attention(keys: int) -> None:
 def test_the_network_predicts_the_same(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """As near to float32 as diffusers' own attention in bfloat16, to a fifth."""
     monkeypatch.setattr(attention, "MOST_WEIGHTS", most)
-    base = sd.open_base(tiny_base)
+    base = bases.open_base(tiny_base)
     exact = UNet2DConditionModel.from_pretrained(tiny_base / "unet")
     theirs = UNet2DConditionModel.from_pretrained(tiny_base / "unet", torch_dtype=torch.bfloat16)
     ours = base.denoiser(CPU, torch.bfloat16)
@@ -54,14 +54,14 @@ def test_the_network_predicts_the_same(tiny_base: Path, monkeypatch: pytest.Monk
 
 
 def test_only_the_cpu_in_bfloat16_gets_it(tiny_base: Path) -> None:
-    base = sd.open_base(tiny_base)
+    base = bases.open_base(tiny_base)
     assert all(isinstance(p, attention.PlainAttention) for p in processors(base.denoiser(CPU, torch.bfloat16)))
     assert not any(isinstance(p, attention.PlainAttention) for p in processors(base.denoiser(CPU, torch.float32)))
     assert not attention.pays(torch.device("cuda"), torch.bfloat16)
 
 
 def test_what_is_foretold_has_the_attention_that_runs(tiny_base: Path) -> None:
-    made = blueprint.Blueprint(sd.open_base(tiny_base).folder.configs)
+    made = blueprint.Blueprint(bases.open_base(tiny_base).folder.configs)
     for device, expected in ((CPU, attention.PlainAttention), (torch.device("cuda"), AttnProcessor2_0)):
         found = processors(made.denoiser(torch.bfloat16, device))
         assert found

@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from deltaw.families import base_folder, sd, weights
+from deltaw.families import base_folder, bases, weights
 
 CPU = torch.device("cpu")
 FILE = "diffusion_pytorch_model.safetensors"
@@ -72,6 +72,6 @@ def test_other_contents_are_for_diffusers(base: Path, change) -> None:
 
 def test_the_denoiser_falls_back_to_diffusers(base: Path) -> None:
     rewrite(base, lambda t: t | {"something.else": torch.zeros(2)})
-    unet = sd.open_base(base).denoiser(CPU, torch.float32)
+    unet = bases.open_base(base).denoiser(CPU, torch.float32)
     expected = load_file(base / "unet" / FILE)
     assert torch.equal(unet.state_dict()["conv_in.weight"], expected["conv_in.weight"])

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from deltaw import inject
-from deltaw.families import sd
+from deltaw.families import bases
 from deltaw.training.exactly import exactly
 
 
 def test_answers_are_those_of_float32_and_the_network_stays_in_bfloat16(tiny_base: Path) -> None:
-    base = sd.open_base(tiny_base)
+    base = bases.open_base(tiny_base)
     narrow = base.denoiser(torch.device("cpu"), torch.bfloat16)
     wide = base.denoiser(torch.device("cpu"), torch.bfloat16)
     for network in (narrow, wide):
@@ -35,7 +35,7 @@ def test_answers_are_those_of_float32_and_the_network_stays_in_bfloat16(tiny_bas
 
 
 def test_weights_are_narrow_again_after_a_failure(tiny_base: Path) -> None:
-    base = sd.open_base(tiny_base)
+    base = bases.open_base(tiny_base)
     network = base.denoiser(torch.device("cpu"), torch.bfloat16)
     with exactly(network), pytest.raises(RuntimeError):
         base.denoise(network, torch.randn(1, 4, 7, 7), torch.tensor([3]), torch.randn(1, 77, 5))

@@ -17,7 +17,7 @@ from deltaw import options
 from deltaw.data.folder import scan
 from deltaw.errors import DeltawError, InputError, UsageError
 from deltaw.events import Event, Note, Phase, Step, Table, Warn
-from deltaw.families import sd
+from deltaw.families import bases, sd
 from deltaw.families.blueprint import Blueprint
 from deltaw.families.networks import VARIANTS
 from deltaw.training import forecast, graph, memory, outlook, pace, plan, room, run, trial
@@ -30,7 +30,7 @@ PLENTY = (10**15, "free")
 @pytest.fixture
 def planned(pictures: Callable[..., Path], tiny_base: Path) -> tuple[sd.StableDiffusion, plan.Plan]:
     given = options.parse({"base": str(tiny_base), "rank": 8, "batch": 4}, ["device=cpu", "dtype=float32"])
-    base = sd.open_base(tiny_base)
+    base = bases.open_base(tiny_base)
     return base, plan.make(given, base, scan(pictures(3)))
 
 
@@ -129,7 +129,7 @@ def test_a_plan_gets_checkpointing_where_it_makes_the_run_fit(
 ) -> None:
     settings = ["device=cpu", "dtype=float32", *([] if asked is None else ["checkpointing=false"])]
     given = options.parse({"base": str(tiny_base), "rank": 8, "batch": 64}, settings)
-    base = sd.open_base(tiny_base)
+    base = bases.open_base(tiny_base)
     made = plan.make(given, base, scan(pictures(3)))
     least = forecast.make(base, made, checkpointing=True).needed_bytes
     monkeypatch.setattr(devices, "available_bytes", lambda _: (least + 10**6, "free"))
@@ -233,7 +233,7 @@ def test_a_resumed_run_is_told_what_is_left(planned: tuple[sd.StableDiffusion, p
 
 
 def test_the_bundled_base_has_no_figure_without_its_graph() -> None:
-    base = sd.open_base(bundled_base())
+    base = bases.open_base(bundled_base())
     job = graph.Job(torch.bfloat16, 1, 4, base.targets, (64, 64), 64, 1, True, 2)
     found = graph.measure(Blueprint(base.folder.configs), job)
     needs = memory.needs(found, job, "adamw", 0, memory.file_bytes(base))

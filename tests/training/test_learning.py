@@ -10,8 +10,10 @@ import torch
 
 import deltaw
 from deltaw import tensorfile
+from deltaw.errors import Interrupted
 from deltaw.events import Event, Note, Step
-from deltaw.training import asking
+from deltaw.judge.questions import LEAST_TIMES
+from deltaw.training import asking, state
 from deltaw.training.judging import Judge
 from deltaw.training.loop import Work
 
@@ -91,6 +93,22 @@ def test_a_stopped_run_goes_no_further_when_resumed_unless_asked(
     further = deltaw.train(folder, out=tmp_path / "out", resume=True, settings=("stop=false",), tell=heard.append)
     assert [e.step for e in heard if isinstance(e, Step)] == [7, 8, 9, 10]
     assert (further.recommended_step, further.stopped) == (2, 0)
+
+
+def test_a_resumed_run_with_other_marks_asks_as_many_questions_as_before(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    """The plan would ask fewer at more marks, and answers of both could not be compared."""
+    folder, heard = pictures(9), []
+    stop = lambda: sum(isinstance(e, Step) for e in heard) == 12  # noqa: E731
+    with pytest.raises(Interrupted):
+        train(folder, tiny_base, tmp_path / "out", heard, "snapshots=2", steps=20, batch=16, stop_asked=stop)
+    report = deltaw.train(folder, out=tmp_path / "out", resume=True, settings=("snapshots=5", "stop=false"))
+    assert [score.step for score in report.scores] == [10, 16, 20]
+    history = state.load(tmp_path / "out" / "state" / "state.safetensors").history
+    assert {name: tuple(t.shape) for name, t in history.items() if name.startswith("probe/")} == {
+        f"probe/{step}": (1, 2 * LEAST_TIMES) for step in (0, 10, 16, 20)
+    }
 
 
 def test_until_forbids_an_earlier_stop(

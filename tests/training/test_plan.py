@@ -12,13 +12,13 @@ from deltaw import options
 from deltaw.data import folder
 from deltaw.data.folder import Dataset, Picture
 from deltaw.errors import UsageError
-from deltaw.families import sd
+from deltaw.families import bases
 from deltaw.training import plan, run
 from deltaw.zoo import bundled_base
 
 
 def make(pictures: Path, base: Path, **flags: object) -> plan.Plan:
-    return plan.make(options.parse(flags), sd.open_base(base), folder.scan(pictures))
+    return plan.make(options.parse(flags), bases.open_base(base), folder.scan(pictures))
 
 
 def test_every_value_has_an_origin_and_a_reason(pictures: Callable[..., Path], tiny_base: Path) -> None:

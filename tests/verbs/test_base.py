@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from deltaw.errors import DeltawError
 from deltaw.events import Event, Table, Warn
-from deltaw.families import sd
+from deltaw.families import bases
 from deltaw.verbs import base as verb
 from deltaw.zoo import bundled_base
 
@@ -54,7 +54,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "editing": (lambda b: change(b / "unet/config.json", in_channels=8), "an editing base: 8 input channels"),
     "sdxl": (
         lambda b: change(b / "model_index.json", _class_name="StableDiffusionXLPipeline"),
-        "not of a family that can be trained (Stable Diffusion XL)",
+        "calls it Stable Diffusion XL, and its UNet is not told",
     ),
     "prediction": (lambda b: change(b / "scheduler/scheduler_config.json", prediction_type="sample"), "predicts 'sample'"),
     "shard": (shards, "shards are missing: diffusion_pytorch_model-00002-of-00002.safetensors"),
@@ -91,7 +91,7 @@ def test_what_is_wrong_with_a_base_is_named_with_advice(other: Path, kind: str) 
     assert any(said in problem.what for problem in report.problems), [p.what for p in report.problems]
     assert all(problem.advice and problem.where for problem in report.problems)
     with pytest.raises(DeltawError, match=re.escape(said)):
-        sd.open_base(other)
+        bases.open_base(other)
 
 
 def test_everything_is_said_at_once(other: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_single_file_is_told_from_a_folder(tmp_path: Path, content: bytes, sai
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
     with pytest.raises(DeltawError, match=re.escape(said)) as told:
-        sd.open_base(file)
+        bases.open_base(file)
     assert told.value.advice
 
 

@@ -16,7 +16,7 @@ from deltaw import cli, formats, inject
 from deltaw.delta import Delta
 from deltaw.errors import InputError, UsageError
 from deltaw.events import Event, Note, Table, Warn
-from deltaw.families import sd
+from deltaw.families import bases
 from deltaw.judge import seen
 
 FEW = {"steps": 2, "dtype": "float32", "device": "cpu"}
@@ -25,7 +25,7 @@ FEW = {"steps": 2, "dtype": "float32", "device": "cpu"}
 @pytest.fixture(scope="module")
 def loras(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Noise in every adapter, little and much: neither knows anything, one does less harm."""
-    base, folder = sd.open_base(tiny_base), tmp_path_factory.mktemp("loras")
+    base, folder = bases.open_base(tiny_base), tmp_path_factory.mktemp("loras")
     files = []
     for name, size in (("little", 0.02), ("much", 1.0)):
         generator = torch.Generator().manual_seed(0)

@@ -13,7 +13,7 @@ from PIL import Image
 import deltaw
 from deltaw import inject
 from deltaw.errors import InputError, UsageError
-from deltaw.families import sd
+from deltaw.families import bases
 from deltaw.verbs import generate as verb
 
 FEW = {"steps": 2, "dtype": "float32", "device": "cpu"}
@@ -21,7 +21,7 @@ FEW = {"steps": 2, "dtype": "float32", "device": "cpu"}
 
 @pytest.fixture(scope="module")
 def lora(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = sd.open_base(tiny_base)
+    base = bases.open_base(tiny_base)
     generator = torch.Generator().manual_seed(0)
     wrapped = inject.wrap(base.denoiser(torch.device("cpu"), torch.float32), base.targets, 2, 2.0, generator)
     with torch.no_grad():

@@ -30,7 +30,7 @@ class Feed:
 
     Args:
         latents: per picture (c, h/f, w/f), float32.
-        texts: caption or prompt to (n_tok, width), float32; "" is always there.
+        texts: caption or prompt to what the network reads of it (`StableDiffusion.text_shape`), float32; "" is always there.
         captions: per picture the caption as trained.
     """
 
@@ -89,7 +89,7 @@ def _latents(
 
 
 def _texts(base: StableDiffusion, texts: Sequence[str], device: torch.device, cache: Cache, tell: Tell) -> Texts:
-    digest, words = base.folder.digest("text_encoder"), base.folder.tokenizer_digest()
+    digest, words = base.folder.text_digest(), base.folder.tokenizer_digest()
     keys = [key("text", digest, words, TEXT_IN, text) for text in texts]
     found = Entries(cache, keys, "embedding", HELD_BYTES)
     missing = found.check()
@@ -106,7 +106,7 @@ def _texts(base: StableDiffusion, texts: Sequence[str], device: torch.device, ca
 
 
 class Texts(Mapping[str, Tensor]):
-    """Text to its embedding (n_tok, width)."""
+    """Text to its embedding, of `StableDiffusion.text_shape`."""
 
     def __init__(self, texts: Sequence[str], embeddings: Sequence[Tensor]):
         self._at = {text: i for i, text in enumerate(texts)}

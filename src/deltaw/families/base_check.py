@@ -8,14 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deltaw import tensorfile
 from deltaw.errors import InputError
 from deltaw.tensorheader import Header
 
 Configs = Mapping[str, Mapping[str, Any]]
-"""Part ("unet", "vae", "text_encoder", "scheduler", "model_index") to its config."""
+"""Part (of `PARTS`, "scheduler", "model_index") to its config."""
+
+PARTS = ("unet", "vae", "text_encoder")
+"""Parts of every Stable Diffusion folder that hold weights."""
+SECOND = "text_encoder_2"
+"""The part that XL has beside them."""
 
 TITLES = {
-    "StableDiffusionXL": "Stable Diffusion XL", "StableDiffusion3": "Stable Diffusion 3", "Flux": "FLUX", "PixArt": "PixArt",
+    "StableDiffusion3": "Stable Diffusion 3", "Flux": "FLUX", "PixArt": "PixArt",
     "Kolors": "Kolors", "HunyuanDiT": "Hunyuan-DiT", "StableCascade": "Stable Cascade", "Wan": "Wan", "QwenImage": "Qwen-Image",
 }  # fmt: skip
 """How the class names of pipelines that are not trained here begin."""
@@ -24,6 +30,8 @@ DISTILLED_NAMES = re.compile(
 )
 PREDICTIONS = ("epsilon", "v_prediction")
 QUANTISED = {"F8_E4M3": "fp8", "F8_E5M2": "fp8", "I8": "8-bit integers", "U8": "packed 8- or 4-bit integers"}
+TOLD = "text_time"
+"""`addition_embed_type` of XL's UNet: it is told the pooled text and the picture's size."""
 SDXL_SCALE = 0.13025
 """`scaling_factor` of SDXL's VAE, whose latents have as many channels as SD 1.x's and mean something else."""
 FULL_PRECISION = "get the base's float16 or float32 weights; --set dtype chooses the precision that it is held in"
@@ -37,7 +45,7 @@ def problems(path: Path, configs: Configs, headers: Mapping[str, Sequence[Header
         configs: those that could be read.
         headers: of the weight files that could be read, by part.
     """
-    found = [*_family(path, configs), *_fitting(path, configs), *_tokenizer(path, configs)]
+    found = [*_family(path, configs), *_fitting(path, configs), *_tokenizers(path, configs)]
     found += [*_quantised(path, configs, headers), *_weights(path, configs, headers)]
     return found
 
@@ -57,8 +65,17 @@ def single_file(path: Path) -> InputError:
     if head.startswith((b"PK", b"\x80")):
         return InputError("the base is a pickle, which is never opened", where=path, expected=wanted,
                           advice="get its safetensors version")  # fmt: skip
+    kind = "StableDiffusionXLPipeline" if _holds_two_encoders(path) else "StableDiffusionPipeline"
     return InputError("the base is a single file", where=path, expected=wanted,
-                      advice="turn it into one: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), of diffusers")  # fmt: skip
+                      advice=f"turn it into one: {kind}.from_single_file(FILE).save_pretrained(FOLDER), of diffusers")  # fmt: skip
+
+
+def _holds_two_encoders(file: Path) -> bool:
+    """Whether a checkpoint is XL's, by the names of its tensors."""
+    try:
+        return any(name.startswith("conditioner.embedders.1.") for name in tensorfile.read_header(file).tensors)
+    except InputError:
+        return False
 
 
 def _family(path: Path, configs: Configs) -> Iterator[InputError]:
@@ -66,10 +83,13 @@ def _family(path: Path, configs: Configs) -> Iterator[InputError]:
     pipeline = str(index.get("_class_name", ""))
     other = next((title for start, title in TITLES.items() if pipeline.startswith(start)), "")
     kind, added = unet.get("_class_name", "UNet2DConditionModel"), unet.get("addition_embed_type")
-    if other or kind != "UNet2DConditionModel" or added:
+    if other or kind != "UNet2DConditionModel" or added not in (None, TOLD):
         what = other or (f"{kind} with {added} embedding" if added else str(kind))
         yield InputError(f"this base is not of a family that can be trained ({what})", where=path,
-                         expected="Stable Diffusion 1.x or 2.x", advice="its LoRA files can be merged, converted and inspected all the same")  # fmt: skip
+                         expected="Stable Diffusion 1.x, 2.x or XL", advice="its LoRA files can be merged, converted and inspected all the same")  # fmt: skip
+    if pipeline.startswith("StableDiffusionXL") and unet and added != TOLD:
+        yield InputError("model_index.json calls it Stable Diffusion XL, and its UNet is not told the pictures' sizes as XL's is",
+                         where=path, advice="one of the two is from another base: download it again")  # fmt: skip
     wide, narrow = unet.get("in_channels"), unet.get("out_channels")
     if wide and narrow and wide != narrow:
         what = {2 * narrow + 1: "an inpainting base", 2 * narrow: "an editing base"}.get(wide, "a special base")
@@ -79,6 +99,11 @@ def _family(path: Path, configs: Configs) -> Iterator[InputError]:
     if prediction not in PREDICTIONS:
         yield InputError(f"its scheduler says that it predicts {prediction!r}", where=path / "scheduler" / "scheduler_config.json",
                          expected=" or ".join(PREDICTIONS), advice="take the scheduler's config from where the base was published")  # fmt: skip
+    if configs.get("scheduler", {}).get("_class_name", "").startswith("EDM") or configs.get("vae", {}).get(
+        "latents_mean"
+    ):
+        yield InputError("its latents and noise are scaled in a way of its own (EDM)", where=path,
+                         expected="noise as Stable Diffusion's", advice="train on the base that it was made from")  # fmt: skip
     for part, (_, name) in _parts(index).items():
         have = configs.get(part, {}).get("_class_name")
         if part != "scheduler" and have and name and have != name:
@@ -102,17 +127,42 @@ def _fitting(path: Path, configs: Configs) -> Iterator[InputError]:
     if channels and latents and channels != latents:
         yield InputError(f"the VAE makes latents of {latents} channels and the UNet reads {channels}", where=path / "vae",
                          advice="take the VAE that belongs to the base")  # fmt: skip
-    width, reads = text.get("hidden_size"), unet.get("cross_attention_dim")
-    if width and isinstance(reads, int) and width != reads:
-        yield InputError(f"the text encoder's vectors have {width} numbers and the UNet reads {reads}", where=path / "text_encoder",
+    second = configs.get(SECOND, {})
+    if unet.get("addition_embed_type") == TOLD:
+        yield from _second(path, unet, second)
+    width, reads = text.get("hidden_size", 0) + second.get("hidden_size", 0), unet.get("cross_attention_dim")
+    if text and width and isinstance(reads, int) and width != reads:
+        encoders = "text encoders'" if second else "text encoder's"
+        yield InputError(f"the {encoders} vectors have {width} numbers and the UNet reads {reads}", where=path / "text_encoder",
                          advice="take the text encoder that belongs to the base")  # fmt: skip
 
 
-def _tokenizer(path: Path, configs: Configs) -> Iterator[InputError]:
-    folder, text = path / "tokenizer", configs.get("text_encoder", {})
+def _second(path: Path, unet: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[InputError]:
+    """What is wrong with XL's second text encoder, and with what its UNet is told."""
+    pooled, rest = text.get("projection_dim"), unet.get("projection_class_embeddings_input_dim", 0)
+    size = unet.get("addition_time_embed_dim") or 1
+    if not pooled:
+        yield InputError("the UNet reads a second text encoder, and there is none", where=path, expected=f"{SECOND}/",
+                         advice="download the base again, with all its folders")  # fmt: skip
+    elif rest - pooled == 5 * size:
+        yield InputError("this is XL's refiner, which is told how beautiful a picture is", where=path / "unet", expected="a base of XL",
+                         advice="train on stable-diffusion-xl-base, or a base made from it")  # fmt: skip
+    elif rest - pooled != 6 * size:
+        yield InputError(f"the UNet is told {rest} numbers, and the second text encoder gives {pooled} and the sizes {6 * size} of them",
+                         where=path / SECOND, advice="take the text encoder that belongs to the base")  # fmt: skip
+
+
+def _tokenizers(path: Path, configs: Configs) -> Iterator[InputError]:
+    yield from _tokenizer(path / "tokenizer", configs.get("text_encoder", {}))
+    if SECOND in configs:
+        yield from _tokenizer(path / "tokenizer_2", configs[SECOND])
+
+
+def _tokenizer(folder: Path, text: Mapping[str, Any]) -> Iterator[InputError]:
+    """What is wrong with a tokenizer, beside the config of the text encoder that reads its tokens."""
     vocabulary = _vocabulary(folder)
     if vocabulary is None:
-        yield InputError("the tokenizer is missing or cannot be read", where=folder, expected="tokenizer.json or vocab.json",
+        yield InputError(f"the {folder.name} is missing or cannot be read", where=folder, expected="tokenizer.json or vocab.json",
                          advice="download the base again")  # fmt: skip
         return
     known = text.get("vocab_size")
@@ -154,12 +204,14 @@ def _quantised(path: Path, configs: Configs, headers: Mapping[str, Sequence[Head
 def _weights(path: Path, configs: Configs, headers: Mapping[str, Sequence[Header]]) -> Iterator[InputError]:
     """Weights that are not those that the config speaks of, told by the first and the widest layers."""
     unet, vae, text = (configs.get(part, {}) for part in ("unet", "vae", "text_encoder"))
+    second = configs.get(SECOND, {})
     wanted = (
         ("unet", "conv_in.weight", 1, unet.get("in_channels")),
         ("unet", "conv_in.weight", 0, next(iter(unet.get("block_out_channels", ())), None)),
         ("vae", "decoder.conv_in.weight", 1, vae.get("latent_channels")),
         ("text_encoder", "text_model.embeddings.token_embedding.weight", 0, text.get("vocab_size")),
         ("text_encoder", "text_model.embeddings.token_embedding.weight", 1, text.get("hidden_size")),
+        (SECOND, "text_model.embeddings.token_embedding.weight", 1, second.get("hidden_size")),
     )
     for part, key, axis, n in wanted:
         stored = next((h.tensors[key].shape for h in headers.get(part, ()) if key in h.tensors), None)
@@ -185,7 +237,7 @@ def _distilled(path: Path, configs: Configs) -> Iterator[str]:
 
 
 def _stale(path: Path) -> Iterator[str]:
-    for part in ("unet", "vae", "text_encoder"):
+    for part in (*PARTS, SECOND):
         files = sorted(p.name for p in (path / part).glob("*") if p.suffix in (".bin", ".ckpt", ".pt"))
         if files:
             yield f"{part}/{files[0]} lies beside the safetensors file and is not read; if it is newer, convert it"
@@ -196,7 +248,8 @@ def _stale(path: Path) -> Iterator[str]:
 
 
 def _foreign_vae(configs: Configs) -> Iterator[str]:
-    if configs.get("vae", {}).get("scaling_factor") == SDXL_SCALE:
+    is_xl = configs.get("unet", {}).get("addition_embed_type") == TOLD
+    if configs.get("vae", {}).get("scaling_factor") == SDXL_SCALE and not is_xl:
         yield "the VAE scales as Stable Diffusion XL's does: check that it belongs to this base"
 
 

@@ -13,14 +13,11 @@ from typing import Any
 from deltaw import digests, tensorfile
 from deltaw.errors import DeltawError, InputError, refuse_all
 from deltaw.families import base_check
+from deltaw.families.base_check import PARTS, SECOND
 from deltaw.tensorheader import Header
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-PARTS = ("unet", "vae", "text_encoder")
-"""Parts of a Stable Diffusion folder that hold weights."""
-CONFIGS = {"model_index": "model_index.json", "scheduler": "scheduler/scheduler_config.json"} | {
-    part: f"{part}/config.json" for part in PARTS
-}
+TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class BaseFolder:
 
     Args:
         path: the folder.
-        configs: part name ("unet", "vae", "text_encoder", "scheduler", "model_index") to its config.
+        configs: part name ("unet", "vae", "text_encoder", for XL "text_encoder_2", "scheduler", "model_index") to its config.
         recommended: what the base's own `deltaw.toml` recommends, by verb; empty where there is none.
         remarks: what the user should know of it.
     """
@@ -39,6 +36,11 @@ class BaseFolder:
     recommended: Mapping[str, Mapping[str, Any]]
     remarks: tuple[str, ...] = ()
     _digests: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that hold weights."""
+        return tuple(part for part in (*PARTS, SECOND) if part in self.configs)
 
     def weights(self, part: str) -> list[Path]:
         """The safetensors files of a part: one, or the shards that its index names.
@@ -81,10 +83,15 @@ class BaseFolder:
             self._digests[part] = total.hexdigest()
         return self._digests[part]
 
+    def text_digest(self) -> str:
+        """SHA-256 of the text encoder, or over those of both: what an encoded text depends on beside the tokenizer."""
+        digests = [self.digest(part) for part in self.parts if part.startswith("text_encoder")]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
     def tokenizer_digest(self) -> str:
-        """SHA-256 over the tokenizer's files: another one gives a caption other tokens."""
+        """SHA-256 over the tokenizers' files: another one gives a caption other tokens."""
         total = hashlib.sha256()
-        for file in sorted((self.path / "tokenizer").glob("*")):
+        for file in (file for name in TOKENIZERS for file in sorted((self.path / name).glob("*"))):
             total.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
         return total.hexdigest()
 
@@ -113,8 +120,8 @@ def _from_hub(repo: str) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["model_index.json", "scheduler/*", "tokenizer/*", *(f"{p}/*.json" for p in PARTS)]
-    wanted += [f"{p}/*.safetensors" for p in PARTS]
+    wanted = ["model_index.json", "scheduler/*", *(f"{name}/*" for name in TOKENIZERS)]
+    wanted += [f"{part}/*.{kind}" for part in (*PARTS, SECOND) for kind in ("json", "safetensors")]
     try:
         return Path(huggingface_hub.snapshot_download(repo, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -139,14 +146,21 @@ def read(path: Path) -> BaseFolder:
             advice=f"found here: {found}",
         )  # fmt: skip
     configs: dict[str, Mapping[str, Any]] = {}
-    for part, name in CONFIGS.items():
+
+    def read_config(part: str, name: str) -> None:
         try:
             configs[part] = _config(path / name)
         except (OSError, ValueError) as error:
             problems.append(InputError(f"{name} cannot be read ({error})", where=path, advice="download it again"))
+
+    read_config("model_index", "model_index.json")
+    read_config("scheduler", "scheduler/scheduler_config.json")
+    has_second = configs.get("model_index", {}).get(SECOND) and (path / SECOND).is_dir()
+    for part in (*PARTS, SECOND) if has_second else PARTS:
+        read_config(part, f"{part}/config.json")
     folder = BaseFolder(path, configs, _recommended(path), tuple(base_check.remarks(path, configs)))
     headers: dict[str, list[Header]] = {}
-    for part in PARTS:
+    for part in (*PARTS, SECOND) if has_second else PARTS:
         try:
             headers[part] = [tensorfile.read_header(file) for file in folder.weights(part)]
         except InputError as error:

@@ -10,7 +10,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from deltaw.families import attention
 
@@ -22,7 +22,7 @@ class Blueprint:
     """What a Stable Diffusion's networks would do, for measuring it before anything is loaded.
 
     Args:
-        configs: part name ("unet", "vae", "text_encoder") to its config, as in `BaseFolder.configs`.
+        configs: part name ("unet", "vae", "text_encoder", for SDXL "text_encoder_2") to its config, as in `BaseFolder.configs`.
     """
 
     configs: Mapping[str, Mapping[str, Any]]
@@ -49,11 +49,17 @@ class Blueprint:
         """The VAE, frozen, in float32 as it is used."""
         return self._made(AutoencoderKL, "vae", torch.float32)
 
-    def text_encoder(self, dtype: torch.dtype) -> nn.Module:
-        """The CLIP text encoder, frozen."""
+    def text_encoders(self, dtype: torch.dtype) -> nn.ModuleList:
+        """The CLIP text encoders, frozen: one, or SDXL's two."""
+        kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
         with META:
-            model = CLIPTextModel(CLIPTextConfig(**self.configs["text_encoder"]))
-        return _in(dtype, model)
+            models = [kind(CLIPTextConfig(**self.configs[p])) for p, kind in kinds.items() if p in self.configs]
+        return nn.ModuleList([_in(dtype, model) for model in models])
+
+    def encode(self, encoders: nn.ModuleList, n: int) -> list[Any]:
+        """What `text_encoders` make of n texts; of two every layer's result is kept, since the last but one is read."""
+        tokens = torch.empty(n, self.n_tok, dtype=torch.long, device=META)
+        return [model(tokens, output_hidden_states=len(encoders) > 1) for model in encoders]
 
     def questions(self, n: int, size_px: tuple[int, int], dtype: torch.dtype) -> dict[str, Any]:
         """The denoiser's arguments for n pictures of a size (width, height)."""

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: opening, encoding, denoising and drawing with a base.
+"""Stable Diffusion 1.x and 2.x: encoding, denoising and drawing with a base; what differs in XL is in `sd_xl`.
 
 The one place that knows how a UNet, a CLIP text encoder and an AutoencoderKL belong together.
 Networks, tokenizer, schedulers and the pipeline are those of diffusers and transformers, unmodified.
@@ -7,7 +7,6 @@ Networks, tokenizer, schedulers and the pipeline are those of diffusers and tran
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.diffusion import objective, schedule
-from deltaw.families import attention, base_folder, weights
+from deltaw.families import attention, weights
 from deltaw.families.base_folder import BaseFolder
 
 TARGETS = r"attn[12]\.to_(q|k|v|out\.0)$"
@@ -29,6 +28,9 @@ class StableDiffusion:
         folder: the checked diffusers folder.
         family: its name in `families.ALL`.
     """
+
+    guidance = 7.5
+    """How far drawing is guided where nothing else is said, as in diffusers' pipeline."""
 
     def __init__(self, folder: BaseFolder, family: str):
         self.folder = folder
@@ -44,6 +46,12 @@ class StableDiffusion:
     def bucket_step_px(self) -> int:
         """Sides of training pictures are multiples of this: what the UNet can halve without a rest."""
         return self.factor * 2 ** (len(self.folder.configs["unet"]["block_out_channels"]) - 1)
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """Rows and width of an encoded text: its tokens' vectors."""
+        text = self.folder.configs["text_encoder"]
+        return int(text.get("max_position_embeddings", 77)), int(text["hidden_size"])
 
     def _scheduler(self) -> Any:
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -75,11 +83,11 @@ class StableDiffusion:
 
         return encode
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self, part: str = "tokenizer") -> Any:
         """The CLIP tokenizer of the base."""
         from transformers import CLIPTokenizer
 
-        return CLIPTokenizer.from_pretrained(self.folder.path / "tokenizer", local_files_only=True)
+        return CLIPTokenizer.from_pretrained(self.folder.path / part, local_files_only=True)
 
     def count_tokens(self) -> Callable[[str], tuple[int, str]]:
         """A text to its number of tokens, the two special ones included, and the part that the encoder cuts off."""
@@ -101,11 +109,7 @@ class StableDiffusion:
 
         @torch.no_grad()
         def encode(captions: Sequence[str]) -> Tensor:
-            tokens = tokenizer(
-                list(captions), padding="max_length", truncation=True, max_length=tokenizer.model_max_length,
-                return_tensors="pt",
-            )  # fmt: skip
-            return model(tokens.input_ids.to(device))[0].cpu()
+            return model(padded(tokenizer, captions).to(device))[0].cpu()
 
         return encode
 
@@ -127,20 +131,33 @@ class StableDiffusion:
         return network
 
     def denoise(self, unet: nn.Module, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
-        """What the UNet predicts for x (n, c, h, w) at integer times (n,) and text (n, n_tok, width)."""
+        """What the UNet predicts for x (n, c, h, w) at integer times (n,) and text (n, *`text_shape`)."""
         return unet(x, times, encoder_hidden_states=text, return_dict=False)[0]
 
     def pipeline(self, device: torch.device, dtype: torch.dtype) -> Any:
-        """The whole base as diffusers' own `StableDiffusionPipeline`, without a progress bar of its own."""
+        """The whole base as diffusers' own pipeline of its kind, without a progress bar of its own."""
         _quiet()
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-
-        pipe = StableDiffusionPipeline.from_pretrained(
+        kind, options = self._pipeline()
+        pipe = kind.from_pretrained(
             self.folder.path, unet=self.denoiser(device, dtype), dtype=dtype, use_safetensors=True, local_files_only=True,
-            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+            **options,
         )  # fmt: skip
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(device)
+
+    def _pipeline(self) -> tuple[Any, dict[str, Any]]:
+        """diffusers' pipeline class and what it is opened with."""
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+        return StableDiffusionPipeline, {
+            "safety_checker": None,
+            "feature_extractor": None,
+            "requires_safety_checker": False,
+        }
+
+    def embed(self, pipe: Any, texts: Sequence[str]) -> Tensor:
+        """n texts as the text encoders of an opened pipeline read them: (n, *`text_shape`)."""
+        return pipe.encode_prompt(list(texts), pipe.device, 1, False)[0]
 
     def _load(self, kind: Any, part: str, device: torch.device, dtype: torch.dtype) -> Any:
         _quiet()
@@ -158,16 +175,9 @@ def _quiet() -> None:
         logging.disable_progress_bar()
 
 
-def detect(folder: BaseFolder) -> str:
-    """The family's name, "sd1" or "sd2", from the UNet's own config; other families were refused by `base_check`."""
-    return "sd2" if folder.configs["unet"].get("use_linear_projection") else "sd1"
-
-
-def open_base(base: str | Path) -> StableDiffusion:
-    """Opens a base given as a folder or a hub id.
-
-    Raises:
-        InputError: it cannot be found, is not whole, or is of another family.
-    """
-    folder = base_folder.read(base_folder.find(str(base)))
-    return StableDiffusion(folder, detect(folder))
+def padded(tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """n texts as token numbers (n, n_tok), cut off or filled up to what the encoder reads."""
+    length = tokenizer.model_max_length
+    return tokenizer(
+        list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    ).input_ids

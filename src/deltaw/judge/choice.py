@@ -142,6 +142,8 @@ def has_stopped_paying(snapshots: Sequence[Candidate]) -> bool:
 
     Without the latter one mark more is waited for.
     """
+    if not snapshots:
+        return False
     losses = [c.loss for c in snapshots]
     since = len(losses) - 1 - losses.index(min(losses))
     lowest = snapshots[len(losses) - 1 - since]

@@ -13,7 +13,7 @@ import torch
 from deltaw import tensorfile
 from deltaw._version import VERSION
 from deltaw.data.folder import Dataset
-from deltaw.families.base_folder import PARTS, BaseFolder
+from deltaw.families.base_folder import BaseFolder
 from deltaw.training.plan import Plan
 
 FREE = frozenset({
@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
 
 def of_base(base: BaseFolder) -> dict[str, str]:
     """SHA-256 of the base's parts by name."""
-    parts = {f"base {part}": base.digest(part) for part in PARTS}
+    parts = {f"base {part}": base.digest(part) for part in base.parts}
     return {**parts, "base tokenizer": base.tokenizer_digest(), "base schedule": base.schedule_digest()}
 
 

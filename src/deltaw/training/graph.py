@@ -144,15 +144,14 @@ def measure(blueprint: Blueprint, job: Job) -> Graph:
     wrapped = inject.wrap(unet, job.targets, job.rank, float(job.rank), torch.Generator().manual_seed(0))
     trained = list(wrapped.parameters().values())
     adapter = sum(p.nbytes for p in trained)
-    vae, text = blueprint.autoencoder(), blueprint.text_encoder(torch.float32)
-    tokens = torch.empty(job.n_texts, blueprint.n_tok, dtype=torch.long, device="meta")
+    vae, texts = blueprint.autoencoder(), blueprint.text_encoders(torch.float32)
     return Graph(
-        unet_bytes=_nbytes(unet) - adapter, vae_bytes=_nbytes(vae), text_bytes=_nbytes(text), adapter_bytes=adapter,
+        unet_bytes=_nbytes(unet) - adapter, vae_bytes=_nbytes(vae), text_bytes=_nbytes(texts), adapter_bytes=adapter,
         largest_layer_bytes=max(layers), step=_step(unet, trained, blueprint.questions(job.batch, job.largest_px, job.dtype)),
         ask=ask, draw=draw,
         encode=_without_gradient(vae, lambda: vae.encode(blueprint.pixels(1, job.largest_px))),
         decode=_without_gradient(vae, lambda: vae.decode(blueprint.latents(1, drawn))),
-        texts=_without_gradient(text, lambda: text(tokens)),
+        texts=_without_gradient(texts, lambda: blueprint.encode(texts, job.n_texts)),
     )  # fmt: skip
 
 

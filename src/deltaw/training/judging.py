@@ -24,15 +24,18 @@ class Judge:
     Args:
         session: of the run.
         data: what training reads.
+        history: what a run that is gone on with had found, see `Judge.history`; as many questions are asked as there.
     """
 
-    def __init__(self, session: Session, data: Feed):
+    def __init__(self, session: Session, data: Feed, history: Mapping[str, Tensor]):
         self.session = session
         made, base = session.plan, session.base
         asked = asking.pictures(made)
+        answered = history.get("probe/0")
+        n_times = asking.n_times(made) if answered is None else answered.shape[1]
         self.questions = questions.about(
             [data.latents[i] if made.held_out else questions.moved(data.latents[i]) for i in asked], [data.texts[data.captions[i]] for i in asked], base.objective,
-            base.schedule, made.settings.seed, asking.n_times(made),
+            base.schedule, made.settings.seed, n_times,
         )  # fmt: skip
         self.weights = questions.weights(self.questions, base.objective, base.schedule, made.settings.min_snr_gamma)
         self.plain = torch.stack([data.texts[prompt] for prompt in asking.plain_prompts(made)])
@@ -41,6 +44,7 @@ class Judge:
         self.drifts: dict[int, Drift] = {}
         self.means: list[Candidate] = []
         self._of_base: tuple[Tensor, Tensor] | None = None
+        self._restore(history)
 
     @property
     def n_questions(self) -> int:
@@ -103,8 +107,7 @@ class Judge:
         found = {f"probe/{step}": losses for step, losses in self.probes.items()}
         return found | {f"drift/{step}": torch.tensor([d.plain, d.called]) for step, d in self.drifts.items()}
 
-    def restore(self, history: Mapping[str, Tensor]) -> None:
-        """Takes up what a saved run had found."""
+    def _restore(self, history: Mapping[str, Tensor]) -> None:
         for name, tensor in history.items():
             kind, _, step = name.partition("/")
             if kind == "probe":

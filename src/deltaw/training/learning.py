@@ -63,9 +63,7 @@ class _Kept:
         self.adapters = {s: tensors for s, tensors in self.adapters.items() if s in (step, recommended)}
 
 
-def learn(
-    session: Session, data: Feed, judge: Judge, saved: State | None, other: bool, stop_asked: Callable[[], bool]
-) -> Learnt:
+def learn(session: Session, data: Feed, judge: Judge, saved: State | None, stop_asked: Callable[[], bool]) -> Learnt:
     """Trains, chooses among the snapshots and their means, writes the choice and proves it.
 
     Args:
@@ -73,7 +71,6 @@ def learn(
         data: what training reads.
         judge: takes the answers.
         saved: the state to go on from.
-        other: whether it is that of a run with other questions.
         stop_asked: polled after every step.
 
     Raises:
@@ -87,7 +84,8 @@ def learn(
     with clock.phase("try"):
         session.outlook.try_step(work, session.tell)
     if saved is not None:
-        _go_on(session, work, run, judge, saved, other)
+        keeping.restore(session, work, run, saved)
+        run.ended = judge.wants_to_stop(run.step)
     session.outlook.say(session.plan, judge.n_questions, session.tell, done=run.step)
     first, kept = run.step, _Kept()
     _train(session, work, run, judge, kept, stop_asked)
@@ -134,14 +132,6 @@ def _beginning(work: Work) -> Run:
     settings = work.plan.settings
     make = optim.ALL[settings.optimizer]
     return Run(0, [], make(work.wrapped.parameters().values(), settings.lr, settings.weight_decay))
-
-
-def _go_on(session: Session, work: Work, run: Run, judge: Judge, saved: State, other: bool) -> None:
-    """Takes up where the saved run stood."""
-    keeping.restore(session, work, run, saved)
-    if not other:  # another run's snapshots answered other questions
-        judge.restore(saved.history)
-        run.ended = judge.wants_to_stop(run.step)
 
 
 def _train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,15 +64,15 @@ def job(made: Plan, **changes: Any) -> Job:
 
 def feed_bytes(base: StableDiffusion, made: Plan) -> int:
     """Bytes of all latents and texts, float32; the cache holds the same."""
-    vae, text = base.folder.configs["vae"], base.folder.configs["text_encoder"]
+    vae = base.folder.configs["vae"]
     latents = sum(vae["latent_channels"] * (w // base.factor) * (h // base.factor) * 4 for w, h in made.sizes_px)
-    n_tok = text.get("max_position_embeddings", 77)
-    return latents + len({"", *made.captions}) * n_tok * text["hidden_size"] * 4
+    return latents + len({"", *made.captions}) * math.prod(base.text_shape) * 4
 
 
 def file_bytes(base: StableDiffusion) -> dict[str, int]:
     """Bytes of the weight files that libraries map into memory, by part; the network's is read in pieces."""
-    return {part: sum(f.stat().st_size for f in base.folder.weights(part)) for part in ("vae", "text_encoder")}
+    parts = [part for part in base.folder.parts if part != "unet"]
+    return {part: sum(f.stat().st_size for f in base.folder.weights(part)) for part in parts}
 
 
 def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mapping[str, int]) -> tuple[Need, ...]:
@@ -104,11 +105,12 @@ def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mappi
 
 def _encoding(graph: Graph, files: Mapping[str, int]) -> Sequence[Need]:
     seen, read = graph.encode.peak_bytes, graph.texts.peak_bytes
+    texts = sum(n for part, n in files.items() if part != "vae")
     return (
         Need("encode pictures", graph.vae_bytes + seen, f"VAE in float32 {size(graph.vae_bytes)}; one picture {size(seen)}",
              max(0, files["vae"] - seen)),
         Need("encode captions", graph.text_bytes + read,
-             f"text encoder in float32 {size(graph.text_bytes)}; captions {size(read)}", max(0, files["text_encoder"] - read)),
+             f"text encoder in float32 {size(graph.text_bytes)}; captions {size(read)}", max(0, texts - read)),
     )  # fmt: skip
 
 

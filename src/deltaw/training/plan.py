@@ -206,7 +206,7 @@ def _choose_model(choose: _Chooser, base: StableDiffusion) -> None:
     choose.pick("min_snr_gamma", gamma, why)
     drawing = base.folder.recommended.get("generate", {})
     choose.pick("sample_steps", drawing.get("steps", 25), "as `deltaw generate` draws", "default")
-    choose.pick("guidance", drawing.get("guidance", 7.5), "as `deltaw generate` draws", "default")
+    choose.pick("guidance", drawing.get("guidance", base.guidance), "as `deltaw generate` draws", "default")
 
 
 def _choose_length(choose: _Chooser, base: StableDiffusion, n_training: int, device: torch.device) -> None:

@@ -14,7 +14,8 @@ from deltaw.data.cache import Cache, default_root
 from deltaw.data.folder import Dataset
 from deltaw.errors import InputError
 from deltaw.events import Note, Phase, Saved, Table, Tell, Warn, silent
-from deltaw.families import sd
+from deltaw.families import bases
+from deltaw.families.sd import StableDiffusion
 from deltaw.options import Given
 from deltaw.training import (
     asking,
@@ -82,10 +83,10 @@ def train(
             return _run(session, saved, other, stop_asked, profiler)
 
 
-def look(folder: Path, given: Given, *, strict: bool, tell: Tell) -> tuple[sd.StableDiffusion, Dataset, Plan]:
+def look(folder: Path, given: Given, *, strict: bool, tell: Tell) -> tuple[StableDiffusion, Dataset, Plan]:
     """Opens the base, scans the pictures and makes the plan, telling all three. Writes nothing."""
     tell(Phase("look at the pictures and the base"))
-    base = sd.open_base(given.options.base or zoo.bundled_base())
+    base = bases.open_base(given.options.base or zoo.bundled_base())
     origin = "" if given.options.base else " (bundled; --base takes another)"
     tell(Note(f"base: {base.folder.path.name}, {families.named(base.family).title}, {base.objective.name}, "
               f"{base.resolution_px} px{origin}"))  # fmt: skip
@@ -155,8 +156,8 @@ def _run(
                          session.dtype)  # fmt: skip
     with session.clock.phase("try"):
         session.outlook.try_sample(session.base, session.plan, session.device, session.tell)
-    judge = Judge(session, data)
-    learnt = learning.learn(session, data, judge, saved, other, stop_asked)
+    judge = Judge(session, data, {} if saved is None or other else saved.history)  # another run's questions were others
+    learnt = learning.learn(session, data, judge, saved, stop_asked)
     shares = profiler.close() if profiler else None
     devices.give_back()
     with session.clock.phase("draw"):  # the networks of training are gone by now: drawing needs the room

@@ -90,7 +90,9 @@ def questions(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random latents of the largest bucket, times and texts for a batch."""
     shapes = Blueprint(base.folder.configs).questions(job.batch, job.largest_px, dtype)
-    x, text = (torch.randn(shapes[name].shape).to(device, dtype) for name in ("sample", "encoder_hidden_states"))
+    x, text = (
+        torch.randn(shape).to(device, dtype) for shape in (shapes["sample"].shape, (job.batch, *base.text_shape))
+    )
     return x, torch.randint(base.schedule.n_times, (job.batch,)).to(device), text
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from deltaw import families, tensorfile
 from deltaw.errors import DeltawError, InputError
 from deltaw.events import Note, Table, Tell, Warn, silent
-from deltaw.families import base_folder, sd
+from deltaw.families import base_folder, bases
 
 PARTS_OF_A_BASE = ("model_index.json", "unet", "transformer", "vae")
 
@@ -44,10 +44,10 @@ def check(path: str | Path, *, tell: Tell = silent) -> BaseReport:
         return _told(BaseReport((error,), ()), tell)
     except DeltawError as error:  # several problems at once
         return _told(BaseReport(tuple(getattr(error, "errors", (error,))), ()), tell)
-    base = sd.StableDiffusion(folder, sd.detect(folder))
+    base = bases.opened(folder)
     rows = [("family", families.named(base.family).title), ("predicts", base.objective.name),
             ("resolution", f"{base.resolution_px} px, sides in steps of {base.bucket_step_px}")]  # fmt: skip
-    rows += [(part, _weights(folder, part)) for part in base_folder.PARTS]
+    rows += [(part, _weights(folder, part)) for part in folder.parts]
     rows += [("recommends", ", ".join(folder.recommended) or "nothing of its own")]
     tell(Table(f"base {folder.path.resolve().name}", ("what", "found"), tuple(rows)))
     return _told(BaseReport((), folder.remarks), tell)

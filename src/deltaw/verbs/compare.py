@@ -14,7 +14,8 @@ from deltaw import device as devices
 from deltaw import sheet, tensorfile, zoo
 from deltaw.errors import InputError, UsageError
 from deltaw.events import Note, Phase, Saved, Table, Tell, silent
-from deltaw.families import sd
+from deltaw.families import bases
+from deltaw.families.sd import StableDiffusion
 from deltaw.judge import choice, scores
 from deltaw.judge.choice import Candidate
 from deltaw.judge.columns import Column, columns
@@ -104,7 +105,7 @@ def compare(
         InputError: a file, the base or the reference cannot be used.
     """
     target = _prepared(files, Path(out) if out else Path("compare"))
-    opened = sd.open_base(base or zoo.bundled_base())
+    opened = bases.open_base(base or zoo.bundled_base())
     entries = contest.load(files, opened, strict, tell)
     words = list(dict.fromkeys(word for e in entries for delta, _ in e.deltas for word in delta.trigger))
     on, _ = devices.choose(device)
@@ -118,7 +119,7 @@ def compare(
     everyone = [Entry("base", opened.folder.path, 1.0, ()), *entries]
     rows = contest.draw(
         painter, asked, everyone, steps or painter.default("steps", 25),
-        painter.default("guidance", 7.5) if guidance is None else guidance, tell,
+        painter.default("guidance", opened.guidance) if guidance is None else guidance, tell,
     )  # fmt: skip
     moved = contest.drifts(painter, rows[0].latents, asked, everyone, called_by, seed)
     losses = contest.ask(painter, known, everyone, seed, tell) if known else []
@@ -142,7 +143,7 @@ def _prepared(files: Sequence[object], path: Path) -> Path:
     return path
 
 
-def _prompts(base: sd.StableDiffusion, words: str) -> list[str]:
+def _prompts(base: StableDiffusion, words: str) -> list[str]:
     subjects = base.folder.recommended.get("prompts", {}).get("subjects", GENERIC_SUBJECTS)[:N_SUBJECTS]
     return [f"{subject}, {words}" if words else subject for subject in subjects]
 

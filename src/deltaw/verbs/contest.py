@@ -16,7 +16,7 @@ from deltaw.data.cache import Cache, default_root
 from deltaw.delta import Delta
 from deltaw.diffusion.objective import mix
 from deltaw.events import Phase, Tell, Tick, Warn
-from deltaw.families import sd
+from deltaw.families.sd import StableDiffusion
 from deltaw.judge import drift, questions, seen
 from deltaw.judge.columns import Column, without
 from deltaw.judge.drift import Drift
@@ -57,7 +57,7 @@ class Row:
     pictures: Sequence[Image.Image]
 
 
-def load(files: Sequence[str | Path | tuple[str | Path, float]], base: sd.StableDiffusion, strict: bool,
+def load(files: Sequence[str | Path | tuple[str | Path, float]], base: StableDiffusion, strict: bool,
          tell: Tell) -> list[Entry]:  # fmt: skip
     """Reads the files, each once, and tells what in them is not used.
 
@@ -81,7 +81,7 @@ def load(files: Sequence[str | Path | tuple[str | Path, float]], base: sd.Stable
     return entries
 
 
-def encode(base: sd.StableDiffusion, path: Path, device: torch.device, words: Sequence[str], tell: Tell) -> Reference:
+def encode(base: StableDiffusion, path: Path, device: torch.device, words: Sequence[str], tell: Tell) -> Reference:
     """The reference pictures as training would see them.
 
     Args:
@@ -193,7 +193,7 @@ def _about(painter: Painter, known: Reference, seed: int) -> Questions:
 def _embedded(painter: Painter, prompts: Sequence[str]) -> Tensor:
     """(n, n_tok, width), each text encoded once."""
     single = list(dict.fromkeys(prompts))
-    made = [painter.pipe.encode_prompt(part, painter.device, 1, False)[0].float().cpu()
+    made = [painter.base.embed(painter.pipe, part).float().cpu()
             for part in (single[i : i + questions.BATCH] for i in range(0, len(single), questions.BATCH))]  # fmt: skip
     by_prompt = dict(zip(single, torch.cat(made), strict=True))
     return torch.stack([by_prompt[p] for p in prompts])

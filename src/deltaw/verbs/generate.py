@@ -17,7 +17,8 @@ from deltaw import formats, inject, sheet, tensorfile, zoo
 from deltaw.delta import Delta
 from deltaw.errors import InputError, UsageError
 from deltaw.events import Note, Phase, Saved, Tell, Tick, Warn, silent
-from deltaw.families import sd
+from deltaw.families import bases
+from deltaw.families.sd import StableDiffusion
 from deltaw.options import weighted
 
 CHUNK = "deltaw"
@@ -61,8 +62,8 @@ class Painter:
         dtype: of the UNet and text encoder; None takes what the device is fast at.
     """
 
-    def __init__(self, base: sd.StableDiffusion | None = None, device: str | None = None, dtype: str | None = None):
-        self.base = base or sd.open_base(zoo.bundled_base())
+    def __init__(self, base: StableDiffusion | None = None, device: str | None = None, dtype: str | None = None):
+        self.base = base or bases.open_base(zoo.bundled_base())
         self.device, _ = devices.choose(device)
         self.dtype = getattr(torch, dtype) if dtype else devices.compute_dtype(self.device)[0]
         self.pipe = self.base.pipeline(self.device, self.dtype)
@@ -70,7 +71,8 @@ class Painter:
 
     def networks(self) -> dict[str, torch.nn.Module]:
         """The networks that a LoRA may change, by component name."""
-        return {"unet": self.pipe.unet, "text_encoder": self.pipe.text_encoder}
+        names = (part for part in self.base.folder.parts if part != "vae")
+        return {name: getattr(self.pipe, name) for name in names}
 
     def default(self, name: str, fallback: Any) -> Any:
         """What the base recommends for drawing, else the fallback."""
@@ -95,10 +97,11 @@ class Painter:
             return kept
 
         first = recipes[0]
+        negative = [r.negative for r in recipes]
         noise = [torch.Generator().manual_seed(r.seed) for r in recipes]
         with inject.applied(self.networks(), deltas):
             drawn = self.pipe(
-                [r.prompt for r in recipes], negative_prompt=[r.negative for r in recipes], generator=noise,
+                [r.prompt for r in recipes], negative_prompt=negative if any(negative) else None, generator=noise,
                 num_inference_steps=first.steps, guidance_scale=first.guidance, width=first.width_px,
                 height=first.height_px, output_type="latent", callback_on_step_end=after_step,
             )  # fmt: skip
@@ -150,7 +153,7 @@ def generate(
     """
     past = read_recipe(like) if like else {}
     paths = [_lora_path(entry) for entry in loras]
-    opened = sd.open_base(base or zoo.bundled_base())
+    opened = bases.open_base(base or zoo.bundled_base())
     uses, deltas_of = _loaded(paths, past, like, opened, strict, tell)
     wanted = [prompts] if isinstance(prompts, str) else list(prompts or ([past["prompt"]] if past else []))
     if not wanted and not (grid or "").startswith("prompt="):
@@ -162,7 +165,7 @@ def generate(
         prompt=wanted[0] if wanted else "", negative=past.get("negative", "") if negative is None else negative,
         seed=int(past.get("seed", 0)) if seed is None else seed,
         steps=steps or int(past.get("steps", 0)) or painter.default("steps", 25),
-        guidance=guidance if guidance is not None else past.get("guidance", painter.default("guidance", 7.5)),
+        guidance=guidance if guidance is not None else past.get("guidance", painter.default("guidance", opened.guidance)),
         width_px=width, height_px=height, loras=uses, base=painter.base.folder.path.name,
         base_sha256=painter.base.folder.digest("unet"), dtype=str(painter.dtype).removeprefix("torch."),
         device=painter.device.type,
@@ -204,7 +207,7 @@ def _lora_path(entry: str | Path | tuple[str | Path, float]) -> tuple[Path, floa
 
 
 def _loaded(
-    paths: Sequence[tuple[Path, float]], past: Mapping[str, Any], like: str | Path | None, base: sd.StableDiffusion, strict: bool,
+    paths: Sequence[tuple[Path, float]], past: Mapping[str, Any], like: str | Path | None, base: StableDiffusion, strict: bool,
     tell: Tell,
 ) -> tuple[tuple[Use, ...], list[tuple[Delta, float]]]:  # fmt: skip
     """The LoRAs given, or with `like` the ones that its recipe names, found by their SHA-256."""

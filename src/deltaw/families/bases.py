@@ -1,0 +1,27 @@
+"""Opening a base: which family it is of, and the class that knows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deltaw.families import base_folder
+from deltaw.families.base_folder import BaseFolder
+from deltaw.families.sd import StableDiffusion
+from deltaw.families.sd_xl import StableDiffusionXL
+
+
+def open_base(base: str | Path) -> StableDiffusion:
+    """Opens a base given as a folder or a hub id.
+
+    Raises:
+        InputError: it cannot be found, is not whole, or is of another family.
+    """
+    return opened(base_folder.read(base_folder.find(str(base))))
+
+
+def opened(folder: BaseFolder) -> StableDiffusion:
+    """The base in a checked folder, whose family the UNet's own config tells; others were refused by `base_check`."""
+    unet = folder.configs["unet"]
+    if unet.get("addition_embed_type"):
+        return StableDiffusionXL(folder, "sdxl")
+    return StableDiffusion(folder, "sd2" if unet.get("use_linear_projection") else "sd1")

@@ -1,0 +1,78 @@
+"""Stable Diffusion XL (Podell et al. 2023, arXiv 2307.01952): what differs from its elders.
+
+Two text encoders, whose last layers but one stand side by side; the second one's summary of the whole text; and the
+picture's size, which the UNet is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deltaw.families.sd import StableDiffusion, padded
+
+
+class StableDiffusionXL(StableDiffusion):
+    """An opened base of SDXL.
+
+    An encoded text is the tokens' vectors and, as one more row, the pooled one, filled up with zeros.
+    """
+
+    guidance = 5.0
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """Rows and width of an encoded text: its tokens' vectors of both encoders and the pooled one."""
+        n_tok, _ = super().text_shape
+        return n_tok + 1, int(self.folder.configs["unet"]["cross_attention_dim"])
+
+    def text_encoder(self, device: torch.device) -> Callable[[Sequence[str]], Tensor]:
+        """Loads both tokenizers and text encoders; returns n captions -> (n, *`text_shape`), float32 on the CPU."""
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+        tokenizers = self.tokenizer(), self.tokenizer("tokenizer_2")
+        first = self._load(CLIPTextModel, "text_encoder", device, torch.float32)
+        second = self._load(CLIPTextModelWithProjection, "text_encoder_2", device, torch.float32)
+
+        @torch.no_grad()
+        def encode(captions: Sequence[str]) -> Tensor:
+            one, two = (
+                model(padded(tokenizer, captions).to(device), output_hidden_states=True)
+                for tokenizer, model in zip(tokenizers, (first, second), strict=True)
+            )
+            return _packed(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds).cpu()
+
+        return encode
+
+    def denoise(self, unet: nn.Module, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
+        """What the UNet predicts for x (n, c, h, w) at integer times (n,) and text (n, *`text_shape`).
+
+        It is told that the picture was never larger and is not cut, as diffusers' pipeline tells it when it draws at this
+        size.
+        """
+        unet_config = self.folder.configs["unet"]
+        n_pooled = unet_config["projection_class_embeddings_input_dim"] - 6 * unet_config["addition_time_embed_dim"]
+        height, width = (side * self.factor for side in x.shape[2:])
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=x.device).expand(len(x), -1)
+        added = {"text_embeds": text[:, -1, :n_pooled], "time_ids": sizes}
+        return unet(x, times, encoder_hidden_states=text[:, :-1], added_cond_kwargs=added, return_dict=False)[0]
+
+    def embed(self, pipe: Any, texts: Sequence[str]) -> Tensor:
+        """n texts as the text encoders of an opened pipeline read them: (n, *`text_shape`)."""
+        tokens, _, pooled, _ = pipe.encode_prompt(list(texts), device=pipe.device, do_classifier_free_guidance=False)
+        return _packed(tokens, pooled)
+
+    def _pipeline(self) -> tuple[Any, dict[str, Any]]:
+        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+        return StableDiffusionXLPipeline, {"add_watermarker": False, "image_encoder": None, "feature_extractor": None}
+
+
+def _packed(tokens: Tensor, pooled: Tensor) -> Tensor:
+    """(n, n_tok, width) and (n, n_pooled) as (n, n_tok + 1, width)."""
+    row = functional.pad(pooled, (0, tokens.shape[-1] - pooled.shape[-1]))
+    return torch.cat([tokens, row[:, None].to(tokens)], 1)
