@@ -5,7 +5,7 @@
     python -m benchmarks.step_time --base sdxl --px 512 # Stable Diffusion XL's
 
 The limit is the frozen network's forward and its backward to the inputs only, as diffusers computes them: what a LoRA step
-has to do. DeltaW's attention is its own where that is faster, so that it may fall below. All compute in the device's
+has to do. DeltaW's attention and convolutions are its own where that is faster, so that it may fall below. All compute in the device's
 own precision; adapters are float32, rank 8 on Q, K, V, O.
 """
 
@@ -24,7 +24,7 @@ from torch import nn
 
 from deltaw import device as devices
 from deltaw import inject
-from deltaw.families import attention, sd
+from deltaw.families import kernels, sd
 from deltaw.families.networks import VARIANTS
 from deltaw.zoo import bundled_base
 
@@ -70,7 +70,7 @@ def contenders(name: str, device: torch.device, dtype: torch.dtype) -> dict[str,
     """Three networks on the same weights."""
     limit = network(name, device, dtype)
     ours, theirs = twin(limit), twin(limit)
-    attention.speed_up(ours, device, dtype)
+    kernels.speed_up(ours, device, dtype)
     inject.wrap(ours, sd.TARGETS, 8, 8.0, torch.Generator().manual_seed(0))
     theirs.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     for parameter in theirs.parameters():

@@ -12,7 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from deltaw.families import attention
+from deltaw.families import kernels
 
 META = torch.device("meta")
 
@@ -42,7 +42,7 @@ class Blueprint:
         network = self._made(UNet2DConditionModel, "unet", dtype)
         if checkpointing:
             network.enable_gradient_checkpointing()
-        attention.speed_up(network, device, dtype)
+        kernels.speed_up(network, device, dtype)
         return network
 
     def autoencoder(self) -> Any:

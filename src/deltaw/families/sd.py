@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.diffusion import objective, schedule
-from deltaw.families import attention, weights
+from deltaw.families import kernels, weights
 from deltaw.families.base_folder import BaseFolder
 
 TARGETS = r"attn[12]\.to_(q|k|v|out\.0)$"
@@ -114,7 +114,7 @@ class StableDiffusion:
         return encode
 
     def denoiser(self, device: torch.device, dtype: torch.dtype, *, checkpointing: bool = False) -> nn.Module:
-        """The UNet, frozen and in evaluation mode, its attention computed in the way that is fastest there.
+        """The UNet, frozen and in evaluation mode, computing in the way that is fastest there.
 
         With `checkpointing` each block's activations are computed again in the backward pass (Chen et al. 2016,
         arXiv 1604.06174): the gradients are the same, for less memory and a third to a half more time.
@@ -127,7 +127,7 @@ class StableDiffusion:
         network: Any = found or self._load(UNet2DConditionModel, "unet", device, dtype)
         if checkpointing:
             network.enable_gradient_checkpointing()
-        attention.speed_up(network, device, dtype)
+        kernels.speed_up(network, device, dtype)
         return network
 
     def denoise(self, unet: nn.Module, x: Tensor, times: Tensor, text: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from torch import nn
 from deltaw import inject
 from deltaw.atomic import write_text
 from deltaw.errors import DeltawError
-from deltaw.families import attention
 from deltaw.families import blueprint as blueprints
+from deltaw.families import kernels
 from deltaw.families.blueprint import Blueprint
 from deltaw.training import tracing
 from deltaw.training.tracing import Traced, trace
@@ -119,7 +119,7 @@ def recalled(blueprint: Blueprint, job: Job, root: Path) -> Graph:
 
 def _code() -> list[str]:
     """What the graphs depend on beside the base and the job."""
-    files = (__file__, tracing.__file__, inject.__file__, blueprints.__file__, attention.__file__)
+    files = (__file__, tracing.__file__, inject.__file__, blueprints.__file__, *kernels.FILES)
     return [
         torch.__version__,
         metadata.version("diffusers"),
