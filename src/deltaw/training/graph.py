@@ -106,12 +106,11 @@ def recalled(blueprint: Blueprint, job: Job, root: Path) -> Graph:
     asked = {"configs": blueprint.configs, "job": work, "code": _code()}
     name = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
     memory = root / "graphs" / f"{name}.json"
-    try:
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged
         kept = json.loads(memory.read_text(encoding="utf-8"))
         pieces: dict[str, Any] = {n: Traced(**v) if isinstance(v, dict) else v for n, v in kept.items()}
         return Graph(**pieces)
-    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged
-        found = measure(blueprint, job)
+    found = measure(blueprint, job)
     with contextlib.suppress(DeltawError, OSError):  # a full or read-only cache costs time, nothing else
         write_text(memory, json.dumps(asdict(found)))
     return found
