@@ -142,12 +142,12 @@ def _train(
 
     def mark(run: Run) -> None:
         with session.clock.phase("judge and save"):
-            devices.give_back()  # the steps' memory, which the questions' would lie beside
+            devices.trim()  # the steps' memory, which the questions' would lie beside
             judge.tell(judge.ask(work, run.step))
             keeping.save(session, work, run, judge.history())
             kept.take(work, run.step, judge.choose().best.step)
             run.ended = judge.wants_to_stop(run.step)
-            devices.give_back()
+            devices.trim()
 
     session.tell(Phase("train", session.plan.settings.steps, "steps"))
     try:
