@@ -56,8 +56,8 @@ def test_the_product_is_as_near_to_float32(kind: str, monkeypatch: pytest.Monkey
     exact = copy.deepcopy(theirs).float()
     wanted = both(exact, x.detach().float().requires_grad_())
     products = []
-    apply = convolution._Product.apply
-    monkeypatch.setattr(convolution._Product, "apply", lambda *a: products.append(1) or apply(*a))
+    apply = convolution._ConvolutionProduct.apply
+    monkeypatch.setattr(convolution._ConvolutionProduct, "apply", lambda *a: products.append(1) or apply(*a))
     for mine, other, target in zip(both(ours, x), both(theirs, x), wanted, strict=True):
         error, usual = (float((t.detach().float() - target.detach()).norm()) for t in (mine, other))
         assert mine.shape == other.shape

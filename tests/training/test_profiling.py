@@ -55,6 +55,8 @@ def event(*names: str, shapes: list[list[int]] | None = None, us: float = 1.0, a
         (event("aten::addmm", "_LowRankProduct", shapes=[[320], [64, 320], [320, 320]]), "linear layers"),
         (event("aten::mm", "aten::linear", shapes=[[8, 320], [320, 1280]]), "linear layers"),
         (event("aten::mkldnn_convolution", "aten::conv2d"), "convolutions"),
+        (event("aten::addmm", "_ConvolutionProduct", shapes=[[1280], [1280, 11520], [11520, 64]]), "convolutions"),
+        (event("aten::bmm", shapes=[[8, 64, 64], [8, 64, 40]]), "attention"),
         (event("aten::native_group_norm"), "normalisation"),
         (event("aten::cat", "aten::stack"), "waiting for data"),
         (event("aten::cat"), "elementwise and copies"),

@@ -19,7 +19,7 @@ MOST_PIXELS = ((1 << 24, 256), (1 << 22, 128))
 of 16 bits on the C library asks the system for the copy's memory in every call."""
 
 
-class _Frozen(torch.autograd.Function):
+class _FrozenConvolution(torch.autograd.Function):
     """A convolution whose weights are not trained; it keeps them alone."""
 
     @staticmethod
@@ -34,7 +34,7 @@ class _Frozen(torch.autograd.Function):
         return conv2d_input(ctx.size, weight, grads[0], *ctx.how), None, None, None
 
 
-class _Product(torch.autograd.Function):
+class _ConvolutionProduct(torch.autograd.Function):
     """The same for 3×3 weights at stride 1, padded by 1, as W·columns: W `(out, 9·in)`, columns `(9·in, pixels)`."""
 
     @staticmethod
@@ -58,16 +58,16 @@ class _Product(torch.autograd.Function):
 
 
 class FrozenConv2d(nn.Conv2d):
-    """A Conv2d whose weights are not trained: the same results, as `_Frozen` or `_Product`."""
+    """A Conv2d whose weights are not trained: the same results, as `_FrozenConvolution` or `_ConvolutionProduct`."""
 
     is_on_cpu: bool
 
     def forward(self, input: Tensor) -> Tensor:
         """(n, in, h, w) -> (n, out, h', w')."""
         if self._is_faster_as_product(input):
-            return _Product.apply(input, self.weight, self.bias)  # type: ignore[no-any-return]
+            return _ConvolutionProduct.apply(input, self.weight, self.bias)  # type: ignore[no-any-return]
         how = (self.stride, self.padding, self.dilation, self.groups)
-        return _Frozen.apply(input, self.weight, self.bias, how)  # type: ignore[no-any-return]
+        return _FrozenConvolution.apply(input, self.weight, self.bias, how)  # type: ignore[no-any-return]
 
     def _is_faster_as_product(self, x: Tensor) -> bool:
         is_usual = (self.kernel_size, self.stride, self.padding) == ((3, 3), (1, 1), (1, 1)) and self.dilation == (1, 1)

@@ -106,12 +106,12 @@ def part_of(event: Any, rank: int) -> str:
         return "optimizer"
     if _any(names, "aten::stack"):  # a batch put together; the networks concatenate but do not stack
         return "waiting for data"
+    if _any(names, "_LowRank") and any(rank in shape for shape in event.input_shapes or ()):
+        return "adapters"
+    if _any(names, "conv", "Convolution"):
+        return "convolutions"
     if _any(names, "scaled_dot_product", "softmax", "bmm", "baddbmm", "flash", "efficient_attention"):
         return "attention"
-    if _any(names, "_LowRankProduct") and any(rank in shape for shape in event.input_shapes or ()):
-        return "adapters"
-    if _any(names, "conv"):
-        return "convolutions"
     if _any(names, "aten::mm", "aten::addmm", "aten::linear"):
         return "linear layers"
     return "normalisation" if _any(names, "norm") else "elementwise and copies"
