@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deltaw import device as devices
 from deltaw.diffusion import objective, schedule
 from deltaw.families import kernels, weights
 from deltaw.families.base_folder import BaseFolder
@@ -128,6 +129,7 @@ class StableDiffusion:
         if checkpointing:
             network.enable_gradient_checkpointing()
         kernels.speed_up(network, device, dtype)
+        devices.trim()  # of every weight there was a copy in the file's precision
         return network
 
     def denoise(self, unet: nn.Module, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
@@ -143,7 +145,9 @@ class StableDiffusion:
             **options,
         )  # fmt: skip
         pipe.set_progress_bar_config(disable=True)
-        return pipe.to(device)
+        pipe.to(device)
+        devices.trim()
+        return pipe
 
     def _pipeline(self) -> tuple[Any, dict[str, Any]]:
         """diffusers' pipeline class and what it is opened with."""

@@ -68,6 +68,7 @@ class Painter:
         self.dtype = getattr(torch, dtype) if dtype else devices.compute_dtype(self.device)[0]
         self.pipe = self.base.pipeline(self.device, self.dtype)
         self.pipe.vae.to(torch.float32)  # its rounding shows, and some VAEs overflow in float16
+        devices.trim()
 
     def networks(self) -> dict[str, torch.nn.Module]:
         """The networks that a LoRA may change, by component name."""
