@@ -31,7 +31,7 @@ class Forecast:
         job: what the memory depends on.
         graph: of the run's pieces of work.
         memory: by phase, beyond `held_bytes`.
-        held_bytes: what the process holds before the run.
+        held_bytes: what the process holds before the run; `libraries_bytes`: what code and kernels add to it.
         disk: (place, bytes, reason): "run" is the result folder, "cache" what encoders made.
     """
 
@@ -39,17 +39,18 @@ class Forecast:
     graph: Graph
     memory: tuple[Need, ...]
     held_bytes: int
+    libraries_bytes: int
     disk: tuple[tuple[str, int, str], ...]
 
     @property
     def peak_bytes(self) -> int:
         """What a process monitor will show at the most, on a CPU."""
-        return self.held_bytes + memory.LIBRARIES_BYTES + max(need.seen_bytes for need in self.memory)
+        return self.held_bytes + self.libraries_bytes + max(need.seen_bytes for need in self.memory)
 
     @property
     def needed_bytes(self) -> int:
         """What has to be free at the most, beyond what the process holds already."""
-        return memory.LIBRARIES_BYTES + max(need.n_bytes for need in self.memory)
+        return self.libraries_bytes + max(need.n_bytes for need in self.memory)
 
     @property
     def tightest(self) -> Need:
@@ -62,7 +63,7 @@ class Forecast:
 
     def rows(self) -> tuple[tuple[str, str, str], ...]:
         """(what, how much, why) for people."""
-        base = self.held_bytes + memory.LIBRARIES_BYTES
+        base = self.held_bytes + self.libraries_bytes
         shown = [(f"memory: {n.phase}", memory.size(base + n.seen_bytes), _why(n)) for n in self.memory]
         first = ("memory: program", memory.size(base), "Python, torch and their code; counted in all that follow")
         return (first, *shown, *((f"disk: {where}", f"{n / 1e6:.1f} MB", why) for where, n, why in self.disk))
@@ -84,7 +85,7 @@ def make(base: StableDiffusion, made: Plan, **changes: Any) -> Forecast:
     read = memory.feed_bytes(base, made)
     held = devices.rss_bytes()
     needs = memory.needs(graph, work, made.settings.optimizer, min(read, 2 * feed.HELD_BYTES), memory.file_bytes(base))
-    return Forecast(work, graph, needs, held, _disk(graph, made, read))
+    return Forecast(work, graph, needs, held, memory.libraries_bytes(made), _disk(graph, made, read))
 
 
 def _disk(graph: Graph, made: Plan, read_bytes: int) -> tuple[tuple[str, int, str], ...]:

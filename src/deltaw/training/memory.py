@@ -20,6 +20,10 @@ LIBRARIES_BYTES = 200_000_000
 """What loaded code and its buffers add during a run; measured on the CPU, `python -m benchmarks.prediction`.
 
 oneDNN's compiled kernels are half of it, one for each layer, batch and size that a run comes across."""
+KERNELS_BYTES = 80_000_000
+"""Of such kernels for every further size of pictures, measured likewise with one to five sizes."""
+MOST_SIZES = 5
+"""Whose kernels are there at a time: oneDNN keeps the latest 1024."""
 SCATTERED = 1.3
 """Memory that the C library holds for a step's tensors, over their own bytes: freed pieces lie between those in use. Measured likewise."""
 OPTIMIZER_STATES = {"adamw": 2}
@@ -73,6 +77,13 @@ def file_bytes(base: StableDiffusion) -> dict[str, int]:
     """Bytes of the weight files that libraries map into memory, by part; the network's is read in pieces."""
     parts = [part for part in base.folder.parts if part != "unet"]
     return {part: sum(f.stat().st_size for f in base.folder.weights(part)) for part in parts}
+
+
+def libraries_bytes(made: Plan) -> int:
+    """What code and kernels add during a run."""
+    sizes = {made.sizes_px[i] for i in (*made.training, *made.held_out)}
+    on_cpu = torch.device(made.settings.device).type == "cpu"
+    return LIBRARIES_BYTES + on_cpu * KERNELS_BYTES * (min(len(sizes), MOST_SIZES) - 1)
 
 
 def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mapping[str, int]) -> tuple[Need, ...]:
