@@ -1,10 +1,9 @@
-"""What a base model family is: facts, and where it can be trained, a way to open it."""
+"""What a base model family is, as facts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,6 @@ class Family:
             module names and differ in width or depth.
         original: the denoiser's original names, given its canonical paths without the component.
         kohya_original: kohya's files name the denoiser's modules as the original code does.
-        open: makes a `Base` of a diffusers folder, or None where only files are handled so far.
     """
 
     name: str
@@ -69,7 +67,6 @@ class Family:
     variants: tuple[str, ...]
     original: Callable[[Iterable[str]], list[Original]] = unchanged
     kohya_original: bool = True
-    open: Callable[..., Any] | None = None
 
     @property
     def denoiser(self) -> str:
