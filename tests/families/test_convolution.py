@@ -50,7 +50,7 @@ def test_a_frozen_convolution_is_a_convolution(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["3×3", "without bias"])
 def test_the_product_is_as_near_to_float32(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "MOST_PIXELS", ((1, 70),))
+    monkeypatch.setattr(convolution, "MOST_PIXELS", {torch.bfloat16: ((1, 70),)})
     theirs, ours = pair(torch.bfloat16, **KINDS[kind])
     x = torch.randn(2, 4, 7, 5).bfloat16().requires_grad_()
     exact = copy.deepcopy(theirs).float()
@@ -83,7 +83,7 @@ def test_others_are_no_product(
     kind: str, dtype: torch.dtype, device: str, side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too many pixels, another precision or device, or another kind of layer."""
-    monkeypatch.setattr(convolution, "MOST_PIXELS", ((1, 25),))
+    monkeypatch.setattr(convolution, "MOST_PIXELS", {torch.bfloat16: ((1, 25),)})
     _, ours = pair(dtype, torch.device(device), **KINDS[kind])
     assert isinstance(ours, FrozenConv2d)
     assert not ours._is_faster_as_product(torch.zeros(1, 4, side, side, dtype=dtype))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
-MOST_PIXELS = ((1 << 24, 256), (1 << 22, 128))
+MOST_PIXELS = {torch.bfloat16: ((1 << 24, 256), (1 << 22, 128)), torch.float32: ((1 << 24, 64),)}
 """Weights from which on, and pixels (pictures × height × width) up to which, the product is the faster one. From 2²⁴ weights
-of 16 bits on the C library asks the system for the copy's memory in every call."""
+on the C library asks the system for the copy's memory in every call."""
 
 
 class _FrozenConvolution(torch.autograd.Function):
@@ -71,10 +71,11 @@ class FrozenConv2d(nn.Conv2d):
 
     def _is_faster_as_product(self, x: Tensor) -> bool:
         is_usual = (self.kernel_size, self.stride, self.padding) == ((3, 3), (1, 1), (1, 1)) and self.dilation == (1, 1)
-        if not (is_usual and self.groups == 1 and self.is_on_cpu and x.dtype is torch.bfloat16):
+        if not (is_usual and self.groups == 1 and self.is_on_cpu):
             return False
         n_pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        return any(self.weight.numel() >= weights and n_pixels <= most for weights, most in MOST_PIXELS)
+        rules = MOST_PIXELS.get(x.dtype, ())
+        return any(self.weight.numel() >= weights and n_pixels <= most for weights, most in rules)
 
 
 def freeze(network: nn.Module, device: torch.device) -> None:

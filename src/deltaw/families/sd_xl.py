@@ -59,7 +59,8 @@ class StableDiffusionXL(StableDiffusion):
         height, width = (side * self.factor for side in x.shape[2:])
         sizes = torch.tensor([[height, width, 0, 0, height, width]], device=x.device).expand(len(x), -1)
         added = {"text_embeds": text[:, -1, :n_pooled], "time_ids": sizes}
-        return unet(x, times, encoder_hidden_states=text[:, :-1], added_cond_kwargs=added, return_dict=False)[0]
+        tokens = text[:, :-1].contiguous()  # once, and not in every layer that reads them
+        return unet(x, times, encoder_hidden_states=tokens, added_cond_kwargs=added, return_dict=False)[0]
 
     def embed(self, pipe: Any, texts: Sequence[str]) -> Tensor:
         """n texts as the text encoders of an opened pipeline read them: (n, *`text_shape`)."""
