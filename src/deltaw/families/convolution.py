@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
-MOST_PIXELS = {torch.bfloat16: ((1 << 24, 256), (1 << 22, 128)), torch.float32: ((1 << 24, 64),)}
+MOST_PIXELS = {torch.bfloat16: ((1 << 24, 256), (1 << 22, 128)), torch.float32: ((1 << 24, 128),)}
 """Weights from which on, and pixels (pictures × height × width) up to which, the product is the faster one. From 2²⁴ weights
 on the C library asks the system for the copy's memory in every call."""
 
