@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig
 
 from deltaw.data import folder as pictures
+from deltaw.data import image
 from deltaw.families.networks import VARIANTS
 from deltaw.zoo import bundled_base
 
@@ -54,19 +56,21 @@ class Job:
         return self.pictures.with_name("counted")
 
 
-def prepare(source: Path, scratch: Path) -> Path:
-    """Copies a folder of pictures into the three forms; gives the first."""
+def prepare(source: Path, scratch: Path, px: int) -> Path:
+    """Makes a folder of pictures in the three forms, each picture of `px` × `px`, so that no trainer sees smaller ones; gives the first."""
     found = pictures.scan(source).pictures
     plain, listed, counted = scratch / "plain", scratch / "listed", scratch / "counted" / "1_pictures"
     for out in (plain, listed, counted):
         out.mkdir(parents=True)
     rows = []
-    for picture in found:
+    for i, picture in enumerate(found):
+        name = f"{i:03d}.png"
+        square = Image.fromarray(image.fit(image.load(picture.path), (px, px)))
         for out in (plain, listed, counted):
-            shutil.copyfile(picture.path, out / picture.path.name)
+            square.save(out / name)
         for out in (plain, counted):
-            (out / picture.path.name).with_suffix(".txt").write_text(picture.caption, "utf-8")
-        rows.append(json.dumps({"file_name": picture.path.name, "text": picture.caption}))
+            (out / name).with_suffix(".txt").write_text(picture.caption, "utf-8")
+        rows.append(json.dumps({"file_name": name, "text": picture.caption}))
     (listed / "metadata.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
     return plain
 

@@ -75,7 +75,7 @@ def first_at_least(snapshots: Sequence[Snapshot], change: float) -> Snapshot | N
 def of_style(style: str, args: argparse.Namespace, scratch: Path) -> list[str]:
     """Lines of the report."""
     base = bases.open_base(bundled_base())
-    pictures = jobs.prepare(ROOT / "examples" / style, scratch)
+    pictures = jobs.prepare(ROOT / "examples" / style, scratch, base.resolution_px)
     n_pictures = len(list((ROOT / "examples" / style).glob("*.png")))
     job = Job(bundled_base(), pictures, base.resolution_px, 1, EPOCHS * n_pictures, rank=4)
     peer_out, our_out = scratch / "peer", scratch / "ours"

@@ -131,8 +131,9 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for batch in args.batch or ([4, 16] if args.job == "bundled" else [1]):
         with tempfile.TemporaryDirectory() as scratch:
-            pictures = jobs.prepare(ROOT / "examples" / "streamline", Path(scratch))
-            job = Job(base, pictures, args.px or PX[args.job], batch, args.steps)
+            px = args.px or PX[args.job]
+            pictures = jobs.prepare(ROOT / "examples" / "streamline", Path(scratch), px)
+            job = Job(base, pictures, px, batch, args.steps)
             print(table(job, args.job, race(contenders(args, job), args.runs, args.steps)), flush=True)
 
 
