@@ -208,3 +208,14 @@ def test_seeded_is_a_function_of_its_words() -> None:
 
     assert first(0, "noise", 5) == first(0, "noise", 5)
     assert len({first(s, p, n) for s in (0, 1) for p in ("noise", "init") for n in (1, 2)}) == 8
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 16, 20])
+def test_small_batches_go_through_the_schedule_together(n: int) -> None:
+    together = max(1, loop.PARTS // n)
+    for group in range(2):
+        steps = range(1 + group * together, 1 + (group + 1) * together)
+        drawn = torch.cat([loop.spread(n, step, 0, loop.seeded(0, "noise", step)) for step in steps])
+        assert sorted((drawn * together * n).long().tolist()) == list(range(together * n)), "each part once"
+    first = torch.cat([loop.spread(n, 1, seed, loop.seeded(seed, "noise", 1)) for seed in range(200)])
+    assert abs(float(first.mean()) - 0.5) < 5 * (12 * len(first)) ** -0.5, "a single step's are uniform"

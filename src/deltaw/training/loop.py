@@ -21,6 +21,8 @@ from deltaw.inject import Wrapped
 from deltaw.training import optim
 from deltaw.training.plan import Plan
 
+PARTS = 16
+"""Equal parts of the noise schedule that are gone through before one comes again."""
 MAX_BAD_IN_A_ROW = 5
 """Non-finite steps that are skipped before the run stops: one is an accident, five are a cause."""
 
@@ -122,7 +124,7 @@ def objective_loss(work: Work, pictures: list[int], step: int) -> Tensor:
     base, settings, feed = work.base, work.plan.settings, work.feed
     generator = seeded(settings.seed, "noise", step)
     x0 = torch.stack([feed.latents[i] for i in pictures])
-    times = (stratified(len(pictures), generator) * base.schedule.n_times).long()
+    times = (spread(len(pictures), step, settings.seed, generator) * base.schedule.n_times).long()
     e = torch.randn(x0.shape, generator=generator)
     dropped = torch.rand(len(pictures), generator=generator) < settings.caption_dropout
     texts = ["" if drop else feed.captions[i] for i, drop in zip(pictures, dropped.tolist(), strict=True)]
@@ -134,6 +136,25 @@ def objective_loss(work: Work, pictures: list[int], step: int) -> Tensor:
     if settings.min_snr_gamma > 0:
         error = error * base.objective.min_snr(base.schedule.snr(times), settings.min_snr_gamma).to(work.device)
     return error.mean()
+
+
+def spread(n: int, step: int, seed: int, generator: torch.Generator) -> Tensor:
+    """A step's n times in [0, 1): small batches go through `PARTS` equal parts together, each part once, in a random order.
+
+    A batch of that many covers the parts by itself. What a single step draws is uniform all the same; over few steps the
+    gradient's noise is less, as within a batch (`stratified`).
+
+    Args:
+        n: pictures in the step.
+        step: its number, from 1.
+        seed: of the run.
+        generator: of the step, for a large batch.
+    """
+    if n >= PARTS:
+        return stratified(n, generator)
+    together = PARTS // n
+    group, turn = divmod(step - 1, together)
+    return stratified(together * n, seeded(seed, "times", group))[turn * n : (turn + 1) * n]
 
 
 def predict(work: Work, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
