@@ -177,7 +177,12 @@ def test_every_fault_of_a_base_is_said_at_once(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [({"in_channels": 9}, "inpainting"), ({"addition_embed_type": "text_time"}, "not of a family")]
+    ("change", "said"),
+    [
+        ({"in_channels": 9}, "inpainting"),
+        ({"addition_embed_type": "image"}, "not of a family"),
+        ({"addition_embed_type": "text_time"}, "reads a second text encoder, and there is none"),
+    ],
 )
 def test_other_bases_are_refused_by_name(
     pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],

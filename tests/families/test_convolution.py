@@ -102,6 +102,17 @@ def test_the_input_is_not_kept() -> None:
     assert kept == [tuple(x.shape), weight, weight], "torch's keeps both, ours its weights"
 
 
+def test_a_trained_one_is_ordinary() -> None:
+    """Other libraries make layers of the same class, as peft does of those that it puts beside a convolution."""
+    _, frozen = pair(**KINDS["3×3"])
+    made = type(frozen)(4, 6, 3, padding=1)
+    made.load_state_dict(frozen.state_dict())
+    x = torch.randn(2, 4, 7, 5)
+    assert torch.equal(made(x), frozen(x))
+    made(x).sum().backward()
+    assert made.weight.grad is not None
+
+
 def test_a_whole_network_predicts_and_learns_the_same(tiny_base: Path) -> None:
     base = bases.open_base(tiny_base)
     ours = base.denoiser(CPU, torch.float32)

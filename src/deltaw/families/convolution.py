@@ -58,12 +58,17 @@ class _ConvolutionProduct(torch.autograd.Function):
 
 
 class FrozenConv2d(nn.Conv2d):
-    """A Conv2d whose weights are not trained: the same results, as `_FrozenConvolution` or `_ConvolutionProduct`."""
+    """A Conv2d whose weights are not trained: the same results, as `_FrozenConvolution` or `_ConvolutionProduct`.
 
-    is_on_cpu: bool
+    Where they are, as in a layer that another library makes of this class, it is an ordinary one.
+    """
+
+    is_on_cpu = False
 
     def forward(self, input: Tensor) -> Tensor:
         """(n, in, h, w) -> (n, out, h', w')."""
+        if self.weight.requires_grad:
+            return super().forward(input)
         if self._is_faster_as_product(input):
             return _ConvolutionProduct.apply(input, self.weight, self.bias)  # type: ignore[no-any-return]
         how = (self.stride, self.padding, self.dilation, self.groups)
