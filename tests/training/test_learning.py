@@ -111,6 +111,26 @@ def test_a_resumed_run_with_other_marks_asks_as_many_questions_as_before(
     }
 
 
+def test_a_run_stopped_before_its_first_mark_goes_on(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    folder, heard = pictures(9), []
+    with pytest.raises(Interrupted):
+        train(folder, tiny_base, tmp_path / "out", heard, stop_asked=lambda: any(isinstance(e, Step) for e in heard))
+    assert len([e for e in heard if isinstance(e, Step)]) == 1
+    report = deltaw.train(folder, out=tmp_path / "out", resume=True)
+    assert [score.step for score in report.scores][:1] == [2]
+
+
+def test_a_run_stopped_before_its_first_step_says_so_and_can_be_started_again(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = pictures(9)
+    with pytest.raises(Interrupted, match="before the first step"):
+        train(folder, tiny_base, tmp_path / "out", [], stop_asked=lambda: True)
+    assert train(folder, tiny_base, tmp_path / "out", []).file.is_file()
+
+
 def test_until_forbids_an_earlier_stop(
     pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, curve: Callable[..., None]
 ) -> None:

@@ -93,11 +93,7 @@ def learn(session: Session, data: Feed, judge: Judge, saved: State | None, stop_
     clock.seconds["train"] = run.seconds
     speed = (run.step - first) / run.seconds if run.seconds else 0.0
     if run.step < n_steps and not run.ended:
-        keeping.save(session, work, run, judge.history())
-        raise Interrupted(
-            f"stopped after step {run.step} of {n_steps}; everything is saved", where=session.folder.path,
-            advice="go on with the same command and --resume --out " + str(session.folder.path),
-        )  # fmt: skip
+        raise _interrupted(session, work, run, judge)
     with clock.phase("judge and save"):
         _ask_means(session, work, judge, kept)
     chosen = judge.choose()
@@ -112,6 +108,17 @@ def learn(session: Session, data: Feed, judge: Judge, saved: State | None, stop_
         proof = keeping.finish(written, work, judge.questions, chosen.best.step)
     retrained = len(written.plan.training) if written is not session else 0
     return Learnt(chosen, run.step if run.ended else 0, proof, tuple(run.losses), retrained, run.n_skipped, speed)
+
+
+def _interrupted(session: Session, work: Work, run: Run, judge: Judge) -> Interrupted:
+    """Saves what was learnt, if anything was; what to say of it."""
+    path, n_steps = session.folder.path, session.plan.settings.steps
+    if not run.step:
+        return Interrupted("stopped before the first step: there is nothing to save", where=path,
+                           advice="start again with the same command")  # fmt: skip
+    keeping.save(session, work, run, judge.history())
+    return Interrupted(f"stopped after step {run.step} of {n_steps}; everything is saved", where=path,
+                       advice=f"go on with the same command and --resume --out {path}")  # fmt: skip
 
 
 def _load(session: Session, data: Feed) -> tuple[Work, Run]:
