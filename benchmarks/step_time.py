@@ -24,7 +24,7 @@ from torch import nn
 
 from deltaw import device as devices
 from deltaw import inject
-from deltaw.families import kernels, sd
+from deltaw.families import kernels, sd, sd_xl
 from deltaw.families.networks import VARIANTS
 from deltaw.zoo import bundled_base
 
@@ -60,9 +60,11 @@ def inputs(config: Any, px: int, batch: int, device: torch.device, dtype: torch.
         "encoder_hidden_states": torch.randn(batch, 77, config.cross_attention_dim).to(device, dtype),
     }
     if config.addition_embed_type:  # XL is told the text's summary and the picture's size
-        n_pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         sizes = torch.tensor([[px, px, 0, 0, px, px]]).expand(batch, -1).to(device)
-        asked["added_cond_kwargs"] = {"text_embeds": torch.randn(batch, n_pooled).to(device, dtype), "time_ids": sizes}
+        asked["added_cond_kwargs"] = {
+            "text_embeds": torch.randn(batch, sd_xl.n_pooled(config)).to(device, dtype),
+            "time_ids": sizes,
+        }
     return asked
 
 

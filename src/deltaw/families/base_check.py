@@ -95,13 +95,12 @@ def _family(path: Path, configs: Configs) -> Iterator[InputError]:
         what = {2 * narrow + 1: "an inpainting base", 2 * narrow: "an editing base"}.get(wide, "a special base")
         yield InputError(f"this is {what}: {wide} input channels", where=path / "unet", expected=f"{narrow} input channels",
                          advice="use the plain checkpoint that it was made from")  # fmt: skip
-    prediction = configs.get("scheduler", {}).get("prediction_type", "epsilon")
+    scheduler = configs.get("scheduler", {})
+    prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         yield InputError(f"its scheduler says that it predicts {prediction!r}", where=path / "scheduler" / "scheduler_config.json",
                          expected=" or ".join(PREDICTIONS), advice="take the scheduler's config from where the base was published")  # fmt: skip
-    if configs.get("scheduler", {}).get("_class_name", "").startswith("EDM") or configs.get("vae", {}).get(
-        "latents_mean"
-    ):
+    if scheduler.get("_class_name", "").startswith("EDM") or configs.get("vae", {}).get("latents_mean"):
         yield InputError("its latents and noise are scaled in a way of its own (EDM)", where=path,
                          expected="noise as Stable Diffusion's", advice="train on the base that it was made from")  # fmt: skip
     for part, (_, name) in _parts(index).items():

@@ -156,11 +156,12 @@ def read(path: Path) -> BaseFolder:
     read_config("model_index", "model_index.json")
     read_config("scheduler", "scheduler/scheduler_config.json")
     has_second = configs.get("model_index", {}).get(SECOND) and (path / SECOND).is_dir()
-    for part in (*PARTS, SECOND) if has_second else PARTS:
+    parts = (*PARTS, SECOND) if has_second else PARTS
+    for part in parts:
         read_config(part, f"{part}/config.json")
     folder = BaseFolder(path, configs, _recommended(path), tuple(base_check.remarks(path, configs)))
     headers: dict[str, list[Header]] = {}
-    for part in (*PARTS, SECOND) if has_second else PARTS:
+    for part in parts:
         try:
             headers[part] = [tensorfile.read_header(file) for file in folder.weights(part)]
         except InputError as error:

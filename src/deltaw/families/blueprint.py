@@ -12,7 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from deltaw.families import kernels
+from deltaw.families import kernels, sd_xl
 
 META = torch.device("meta")
 
@@ -72,11 +72,9 @@ class Blueprint:
             "return_dict": False,
         }
         if unet.get("addition_embed_type") == "text_time":  # SDXL: pooled text and six sizes
-            n_sizes = 6
-            pooled = unet["projection_class_embeddings_input_dim"] - n_sizes * unet["addition_time_embed_dim"]
             arguments["added_cond_kwargs"] = {
-                "text_embeds": torch.empty(n, pooled, dtype=dtype, device=META),
-                "time_ids": torch.empty(n, n_sizes, dtype=dtype, device=META),
+                "text_embeds": torch.empty(n, sd_xl.n_pooled(unet), dtype=dtype, device=META),
+                "time_ids": torch.empty(n, sd_xl.N_SIZES, dtype=dtype, device=META),
             }
         return arguments
 

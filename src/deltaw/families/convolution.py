@@ -49,9 +49,7 @@ class _ConvolutionProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        rows = (
-            grads[0].flatten(2).transpose(1, 2).flatten(0, 1)
-        )  # (pixels, out): W is read in the order that it lies in
+        rows = grads[0].flatten(2).transpose(1, 2).flatten(0, 1)  # (pixels, out), so that W is read as it lies
         columns = (rows @ weight.flatten(1)).unflatten(0, (len(grads[0]), -1)).transpose(1, 2)
         grad = functional.fold(columns.float(), ctx.size, 3, padding=1)  # nine terms, added before they are rounded
         return grad.to(rows.dtype), None, None

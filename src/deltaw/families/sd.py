@@ -145,9 +145,7 @@ class StableDiffusion:
             **options,
         )  # fmt: skip
         pipe.set_progress_bar_config(disable=True)
-        pipe.to(device)
-        devices.trim()
-        return pipe
+        return pipe.to(device)
 
     def _pipeline(self) -> tuple[Any, dict[str, Any]]:
         """diffusers' pipeline class and what it is opened with."""

@@ -6,7 +6,7 @@ picture's size, which the UNet is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deltaw.families.sd import StableDiffusion, padded
+
+N_SIZES = 6
+"""Height and width, top and left of the part that was cut out, height and width that are wanted."""
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -54,11 +57,9 @@ class StableDiffusionXL(StableDiffusion):
         It is told that the picture was never larger and is not cut, as diffusers' pipeline tells it when it draws at this
         size.
         """
-        unet_config = self.folder.configs["unet"]
-        n_pooled = unet_config["projection_class_embeddings_input_dim"] - 6 * unet_config["addition_time_embed_dim"]
         height, width = (side * self.factor for side in x.shape[2:])
         sizes = torch.tensor([[height, width, 0, 0, height, width]], device=x.device).expand(len(x), -1)
-        added = {"text_embeds": text[:, -1, :n_pooled], "time_ids": sizes}
+        added = {"text_embeds": text[:, -1, : n_pooled(self.folder.configs["unet"])], "time_ids": sizes}
         tokens = text[:, :-1].contiguous()  # once, and not in every layer that reads them
         return unet(x, times, encoder_hidden_states=tokens, added_cond_kwargs=added, return_dict=False)[0]
 
@@ -71,6 +72,11 @@ class StableDiffusionXL(StableDiffusion):
         from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
         return StableDiffusionXLPipeline, {"add_watermarker": False, "image_encoder": None, "feature_extractor": None}
+
+
+def n_pooled(unet: Mapping[str, Any]) -> int:
+    """Numbers of the pooled text that the UNet of this config is told, beside `N_SIZES` sizes."""
+    return int(unet["projection_class_embeddings_input_dim"]) - N_SIZES * int(unet["addition_time_embed_dim"])
 
 
 def _packed(tokens: Tensor, pooled: Tensor) -> Tensor:

@@ -55,10 +55,9 @@ class Need:
 def job(made: Plan, **changes: Any) -> Job:
     """What the memory of a planned run depends on."""
     settings = made.settings
-    sizes = [made.sizes_px[i] for i in (*made.training, *made.held_out)]
     values: dict[str, Any] = {
         "dtype": getattr(torch, settings.dtype), "batch": settings.batch, "rank": settings.rank, "targets": settings.targets,
-        "largest_px": max(sizes, key=lambda size: size[0] * size[1]), "drawn_px": settings.resolution,
+        "largest_px": max(_sizes_px(made), key=lambda size: size[0] * size[1]), "drawn_px": settings.resolution,
         "n_drawn": len(asking.columns(made)), "guided": settings.guidance > 1,
         "n_texts": min(feed.TEXT_BATCH, len({"", *made.captions})), "device": torch.device(settings.device),
         "checkpointing": settings.checkpointing,
@@ -81,9 +80,13 @@ def file_bytes(base: StableDiffusion) -> dict[str, int]:
 
 def libraries_bytes(made: Plan) -> int:
     """What code and kernels add during a run."""
-    sizes = {made.sizes_px[i] for i in (*made.training, *made.held_out)}
     on_cpu = torch.device(made.settings.device).type == "cpu"
-    return LIBRARIES_BYTES + on_cpu * KERNELS_BYTES * (min(len(sizes), MOST_SIZES) - 1)
+    return LIBRARIES_BYTES + on_cpu * KERNELS_BYTES * (min(len(_sizes_px(made)), MOST_SIZES) - 1)
+
+
+def _sizes_px(made: Plan) -> tuple[tuple[int, int], ...]:
+    """Sizes (width, height) of the pictures that a run trains on or asks about, each once, in the pictures' order."""
+    return tuple(dict.fromkeys(made.sizes_px[i] for i in (*made.training, *made.held_out)))
 
 
 def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mapping[str, int]) -> tuple[Need, ...]:
