@@ -68,9 +68,9 @@ def encoding(base: sd.StableDiffusion, px: int) -> None:
 @torch.no_grad()
 def rounding(base: sd.StableDiffusion, px: int) -> None:
     exact, fused = (stock(base.folder.path, dtype) for dtype in (torch.float32, HALF))
-    asked = Blueprint(base.folder.configs).questions(4, (px, px), torch.float32)
+    latents = Blueprint(base.folder.configs).latents(4, (px, px))
     torch.manual_seed(0)
-    x, text = (torch.randn(asked[name].shape) for name in ("sample", "encoder_hidden_states"))
+    x, text = (torch.randn(shape) for shape in (latents.shape, (4, *base.text_shape)))
     for at in (100, 500, 900):
         times = torch.full((4,), at)
         wanted = base.denoise(exact, x, times, text)

@@ -100,7 +100,7 @@ def work(batches: list[int], sides_px: list[int], runs: int) -> None:
     device, _ = devices.choose()
     dtype, _ = devices.compute_dtype(device)
     model = network("bundled", device, dtype)
-    inject.wrap(model, sd.TARGETS, 8, 8.0, torch.Generator().manual_seed(0))
+    inject.wrap(model, sd.StableDiffusion.targets, 8, 8.0, torch.Generator().manual_seed(0))
     print("\n| batch × side | a step | per 128 × 128 px |\n| --- | --- | --- |")
     jobs = [(batch, 128) for batch in batches] + [(BATCH, px) for px in sides_px if px != 128]
     for batch, px in jobs:

@@ -73,7 +73,7 @@ def contenders(name: str, device: torch.device, dtype: torch.dtype) -> dict[str,
     limit = network(name, device, dtype)
     ours, theirs = twin(limit), twin(limit)
     kernels.speed_up(ours, device, dtype)
-    inject.wrap(ours, sd.TARGETS, 8, 8.0, torch.Generator().manual_seed(0))
+    inject.wrap(ours, sd.StableDiffusion.targets, 8, 8.0, torch.Generator().manual_seed(0))
     theirs.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     for parameter in theirs.parameters():
         if parameter.requires_grad:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 # Networks as small as these lose more by handing work to a second thread than they gain, and the
 # tests run in two processes; child processes inherit it, so that bits compare.
@@ -50,8 +51,7 @@ def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _write_base(path: Path, encoders: Mapping[str, type], **unet_config: object) -> Path:
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig
+    from diffusers import DDIMScheduler, UNet2DConditionModel
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -59,18 +59,10 @@ def _write_base(path: Path, encoders: Mapping[str, type], **unet_config: object)
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=16 * len(encoders), attention_head_dim=2, **unet_config,
     )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1, latent_channels=4, norm_num_groups=2, sample_size=64,
-    )  # fmt: skip
     unet.save_pretrained(path / "unet")
-    vae.save_pretrained(path / "vae")
+    _tiny_vae(latent_channels=4).save_pretrained(path / "vae")
     for name, kind in encoders.items():
-        config = CLIPTextConfig(
-            vocab_size=4096, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            projection_dim=16, bos_token_id=4094, eos_token_id=4095, pad_token_id=4095,
-        )  # fmt: skip
-        kind(config).save_pretrained(path / name)
+        kind(_tiny_clip()).save_pretrained(path / name)
     DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
     ).save_pretrained(path / "scheduler")
@@ -84,6 +76,68 @@ def _write_base(path: Path, encoders: Mapping[str, type], **unet_config: object)
             index.pop(gone, None)
     (path / "model_index.json").write_text(json.dumps(index))
     return path
+
+
+def _tiny_vae(**config: object) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1, norm_num_groups=2, sample_size=64, **config,
+    )  # fmt: skip
+
+
+def _tiny_clip() -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=4096, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        projection_dim=16, bos_token_id=4094, eos_token_id=4095, pad_token_id=4095,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A FLUX.1 dev with random weights: 64 px, two double and two single blocks, a T5 of one layer."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+    from transformers import CLIPTextModel, T5Config, T5EncoderModel
+
+    path = tmp_path_factory.mktemp("tiny-flux")
+    torch.manual_seed(0)
+    FluxTransformer2DModel(
+        in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=24,
+        pooled_projection_dim=16, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+    ).save_pretrained(path / "transformer")  # fmt: skip
+    _tiny_vae(latent_channels=4, shift_factor=0.1159, scaling_factor=0.3611).save_pretrained(path / "vae")
+    CLIPTextModel(_tiny_clip()).save_pretrained(path / "text_encoder")
+    t5 = T5Config(vocab_size=64, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu")
+    T5EncoderModel(t5).save_pretrained(path / "text_encoder_2")
+    FlowMatchEulerDiscreteScheduler(
+        shift=3.0,
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+    ).save_pretrained(path / "scheduler")
+    shutil.copytree(bundled_base() / "tokenizer", path / "tokenizer")
+    _write_t5_tokenizer(path / "tokenizer_2")
+    parts = {"transformer": ["diffusers", "FluxTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"],
+             "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+             "text_encoder_2": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+             "tokenizer_2": ["transformers", "T5TokenizerFast"]}  # fmt: skip
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", **parts}))
+    return path
+
+
+def _write_t5_tokenizer(path: Path) -> None:
+    """T5's kind of a tokenizer whose pieces are letters."""
+    from transformers import T5Tokenizer
+
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz0123456789,.-"]
+    made = T5Tokenizer(vocab=[(piece, -float(i > 2)) for i, piece in enumerate(pieces)], extra_ids=0)
+    made.model_max_length = 512
+    made.save_pretrained(path)
 
 
 @pytest.fixture

@@ -47,7 +47,13 @@ def deltaw(python: str, job: Job, out: Path) -> Start:
 
     Targets are the peers' whatever the base recommends.
     """
-    settings = {"snapshots": 1, "held_out": 0, "sample_steps": 1, "prompts": '["a cat"]', "targets": sd.TARGETS}
+    settings = {
+        "snapshots": 1,
+        "held_out": 0,
+        "sample_steps": 1,
+        "prompts": '["a cat"]',
+        "targets": sd.StableDiffusion.targets,
+    }
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     return Start(python, HERE / "deltaw_command.py", [
         "train", str(job.pictures), "--base", str(job.base), "--out", str(out), "--steps", str(job.steps),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from deltaw.families.sd_xl import StableDiffusionXL
 from deltaw.training import run
 from deltaw.verbs import base as verb
 from deltaw.verbs.generate import Painter, Recipe
+from tests.spoilt import change
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red apple", "", "a house by a lake, " * 40]
@@ -28,10 +28,6 @@ PROMPTS = ["a red apple", "", "a house by a lake, " * 40]
 def other(tiny_xl: Path, tmp_path: Path) -> Path:
     """A copy that may be spoiled."""
     return Path(shutil.copytree(tiny_xl, tmp_path / "other"))
-
-
-def change(file: Path, **values: object) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 def test_it_is_told_from_its_elders(tiny_xl: Path, tiny_base: Path) -> None:
@@ -83,7 +79,7 @@ def test_the_network_is_told_what_the_pipeline_tells_it(tiny_xl: Path, monkeypat
 def test_the_blueprint_asks_and_encodes_as_the_base_does(tiny_xl: Path) -> None:
     base = bases.open_base(tiny_xl)
     made = Blueprint(base.folder.configs)
-    encoders = made.text_encoders(torch.float32)
+    encoders = made.text_encoders()
     assert len(encoders) == 2
     first, second = made.encode(encoders, 3)
     width = first.hidden_states[-2].shape[-1] + second.hidden_states[-2].shape[-1]

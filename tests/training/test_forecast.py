@@ -62,11 +62,11 @@ def test_weights_are_counted_exactly_and_memory_grows_with_the_batch(
     base, made = planned
     network = base.denoiser(torch.device("cpu"), torch.float32)
     small, large = (forecast.make(base, made, batch=n) for n in (2, 8))
-    assert small.graph.unet_bytes == sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
+    assert small.graph.network_bytes == sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
     assert 3.5 < large.graph.step.peak_bytes / small.graph.step.peak_bytes < 4.1
     assert large.peak_bytes > small.peak_bytes
     half = forecast.make(base, made, dtype=torch.bfloat16)
-    assert half.graph.unet_bytes == small.graph.unet_bytes // 2
+    assert half.graph.network_bytes == small.graph.network_bytes // 2
 
 
 def test_every_phase_has_its_reason(planned: tuple[sd.StableDiffusion, plan.Plan]) -> None:
@@ -277,7 +277,7 @@ def test_a_graph_is_recalled_for_the_same_base_job_and_code_only(
     planned: tuple[sd.StableDiffusion, plan.Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, made = planned
-    blueprint, job = Blueprint(base.folder.configs), memory.job(made)
+    blueprint, job = Blueprint(base.folder.configs), memory.job(base, made)
     found = graph.recalled(blueprint, job, tmp_path)
     assert found == graph.measure(blueprint, job)
     measured: list[graph.Job] = []

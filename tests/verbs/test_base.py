@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from deltaw.events import Event, Table, Warn
 from deltaw.families import bases
 from deltaw.verbs import base as verb
 from deltaw.zoo import bundled_base
+from tests.spoilt import change
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -26,11 +26,6 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def other(tiny_base: Path, tmp_path: Path) -> Path:
     """A copy that may be spoiled."""
     return Path(shutil.copytree(tiny_base, tmp_path / "other"))
-
-
-def change(file: Path, **values: Any) -> None:
-    """Values of a JSON file."""
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 def shards(base: Path) -> None:

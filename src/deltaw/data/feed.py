@@ -15,13 +15,11 @@ from deltaw.data.cache import Cache, Entries, key
 from deltaw.data.folder import Picture
 from deltaw.errors import InputError
 from deltaw.events import Phase, Tell, Tick
-from deltaw.families.sd import StableDiffusion
+from deltaw.families.base import Base
 
 TEXT_BATCH = 32
 HELD_BYTES = 1 << 30
 """Latents, and again texts, that stay in memory; what is beyond is read from the cache in every step that needs it."""
-TEXT_IN = "float32"
-"""The text encoder's precision, whatever the network's."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Feed:
 
     Args:
         latents: per picture (c, h/f, w/f), float32.
-        texts: caption or prompt to what the network reads of it (`StableDiffusion.text_shape`), float32; "" is always there.
+        texts: caption or prompt to what the network reads of it (`Base.text_shape`), float32; "" is always there.
         captions: per picture the caption as trained.
     """
 
@@ -40,7 +38,7 @@ class Feed:
 
 
 def fill(
-    base: StableDiffusion, pictures: Sequence[Picture], sizes_px: Sequence[tuple[int, int]], captions: Sequence[str],
+    base: Base, pictures: Sequence[Picture], sizes_px: Sequence[tuple[int, int]], captions: Sequence[str],
     device: torch.device, cache: Cache, tell: Tell, prompts: Sequence[str] = (), dtype: torch.dtype = torch.float32,
 ) -> Feed:  # fmt: skip
     """Encodes what the cache lacks; each encoder is loaded only if needed and released at once.
@@ -54,7 +52,7 @@ def fill(
         cache: content-addressed, so that a changed picture, caption or encoder is encoded again.
         tell: listener.
         prompts: texts that are wanted beside the captions.
-        dtype: of the network that reads it; for bfloat16 the VAE computes in it too (`StableDiffusion.image_encoder`).
+        dtype: of the network that reads it; for bfloat16 the VAE computes in it too (`Base.image_encoder`).
     """
     made_in = dtype if dtype is torch.bfloat16 else torch.float32
     latents = _latents(base, pictures, sizes_px, device, cache, tell, made_in)
@@ -65,7 +63,7 @@ def fill(
 
 
 def _latents(
-    base: StableDiffusion, pictures: Sequence[Picture], sizes_px: Sequence[tuple[int, int]], device: torch.device,
+    base: Base, pictures: Sequence[Picture], sizes_px: Sequence[tuple[int, int]], device: torch.device,
     cache: Cache, tell: Tell, dtype: torch.dtype,
 ) -> Entries:  # fmt: skip
     digest = base.folder.digest("vae")
@@ -88,9 +86,10 @@ def _latents(
     return found
 
 
-def _texts(base: StableDiffusion, texts: Sequence[str], device: torch.device, cache: Cache, tell: Tell) -> Texts:
+def _texts(base: Base, texts: Sequence[str], device: torch.device, cache: Cache, tell: Tell) -> Texts:
     digest, words = base.folder.text_digest(), base.folder.tokenizer_digest()
-    keys = [key("text", digest, words, TEXT_IN, text) for text in texts]
+    made_in = str(base.text_dtype).removeprefix("torch.")
+    keys = [key("text", digest, words, made_in, text) for text in texts]
     found = Entries(cache, keys, "embedding", HELD_BYTES)
     missing = found.check()
     if missing:
@@ -106,7 +105,7 @@ def _texts(base: StableDiffusion, texts: Sequence[str], device: torch.device, ca
 
 
 class Texts(Mapping[str, Tensor]):
-    """Text to its embedding, of `StableDiffusion.text_shape`."""
+    """Text to its embedding, of `Base.text_shape`."""
 
     def __init__(self, texts: Sequence[str], embeddings: Sequence[Tensor]):
         self._at = {text: i for i, text in enumerate(texts)}

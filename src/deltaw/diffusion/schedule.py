@@ -35,6 +35,21 @@ def from_alphas_cumprod(alphas_cumprod: Tensor) -> Schedule:
     return Schedule(kept.sqrt().float(), (1 - kept).sqrt().float())
 
 
+def flow(shift: float, n_times: int = 1000) -> Schedule:
+    """The table of a rectified flow: noise s = shift·t / (1 + (shift - 1)·t) at t = 1/T, 2/T, …, 1, and signal a = 1 - s.
+
+    A time drawn evenly from the table is one of Esser et al. 2024 (arXiv 2403.03206, equation 23), so that training sees the
+    noise that drawing goes through.
+
+    Args:
+        shift: above 1 there is more noise.
+        n_times: T.
+    """
+    t = torch.arange(1, n_times + 1, dtype=torch.float64) / n_times
+    s = shift * t / (1 + (shift - 1) * t)
+    return Schedule((1 - s).float(), s.float())
+
+
 def stratified(n: int, generator: torch.Generator) -> Tensor:
     """n numbers in [0, 1), one in each of n equal parts, shuffled.
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from deltaw import digests, tensorfile
 from deltaw.errors import DeltawError, InputError, refuse_all
-from deltaw.families import base_check
-from deltaw.families.base_check import PARTS, SECOND
+from deltaw.families import base_check, flux_check, unet_check
 from deltaw.tensorheader import Header
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
+PARTS = tuple(dict.fromkeys((*unet_check.PARTS, *flux_check.PARTS)))
+"""Parts of any family's folder that hold weights."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class BaseFolder:
 
     Args:
         path: the folder.
-        configs: part name ("unet", "vae", "text_encoder", for XL "text_encoder_2", "scheduler", "model_index") to its config.
+        configs: part name (of `PARTS`, "scheduler", "model_index") to its config.
         recommended: what the base's own `deltaw.toml` recommends, by verb; empty where there is none.
         remarks: what the user should know of it.
     """
@@ -40,7 +41,7 @@ class BaseFolder:
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts that hold weights."""
-        return tuple(part for part in (*PARTS, SECOND) if part in self.configs)
+        return tuple(part for part in PARTS if part in self.configs)
 
     def weights(self, part: str) -> list[Path]:
         """The safetensors files of a part: one, or the shards that its index names.
@@ -121,7 +122,7 @@ def _from_hub(repo: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["model_index.json", "scheduler/*", *(f"{name}/*" for name in TOKENIZERS)]
-    wanted += [f"{part}/*.{kind}" for part in (*PARTS, SECOND) for kind in ("json", "safetensors")]
+    wanted += [f"{part}/*.{kind}" for part in PARTS for kind in ("json", "safetensors")]
     try:
         return Path(huggingface_hub.snapshot_download(repo, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -154,9 +155,10 @@ def read(path: Path) -> BaseFolder:
             problems.append(InputError(f"{name} cannot be read ({error})", where=path, advice="download it again"))
 
     read_config("model_index", "model_index.json")
+    if other := base_check.other_family(path, configs.get("model_index", {})):
+        raise other
     read_config("scheduler", "scheduler/scheduler_config.json")
-    has_second = configs.get("model_index", {}).get(SECOND) and (path / SECOND).is_dir()
-    parts = (*PARTS, SECOND) if has_second else PARTS
+    parts = base_check.parts(path, configs.get("model_index", {}))
     for part in parts:
         read_config(part, f"{part}/config.json")
     folder = BaseFolder(path, configs, _recommended(path), tuple(base_check.remarks(path, configs)))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from deltaw.families import base_folder
+from deltaw.families.base import Base
 from deltaw.families.base_folder import BaseFolder
+from deltaw.families.flux import Flux
 from deltaw.families.sd import StableDiffusion
 from deltaw.families.sd_xl import StableDiffusionXL
 
 
-def open_base(base: str | Path) -> StableDiffusion:
+def open_base(base: str | Path) -> Base:
     """Opens a base given as a folder or a hub id.
 
     Raises:
@@ -19,8 +21,10 @@ def open_base(base: str | Path) -> StableDiffusion:
     return opened(base_folder.read(base_folder.find(str(base))))
 
 
-def opened(folder: BaseFolder) -> StableDiffusion:
-    """The base in a checked folder, whose family the UNet's own config tells; others were refused by `base_check`."""
+def opened(folder: BaseFolder) -> Base:
+    """The base in a checked folder, whose family its network's own config tells; others were refused by `base_check`."""
+    if "transformer" in folder.configs:
+        return Flux(folder, "flux1")
     unet = folder.configs["unet"]
     if unet.get("addition_embed_type"):
         return StableDiffusionXL(folder, "sdxl")

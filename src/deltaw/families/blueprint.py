@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -26,6 +26,8 @@ class Blueprint:
     """
 
     configs: Mapping[str, Mapping[str, Any]]
+    text_dtype: ClassVar[torch.dtype] = torch.float32
+    """In which captions are encoded, see `Base.text_dtype`."""
 
     @property
     def factor(self) -> int:
@@ -38,8 +40,8 @@ class Blueprint:
         return int(self.configs["text_encoder"].get("max_position_embeddings", 77))
 
     def denoiser(self, dtype: torch.dtype, device: torch.device = META, *, checkpointing: bool = False) -> nn.Module:
-        """The UNet, frozen, as `StableDiffusion.denoiser` would load it onto a device."""
-        network = self._made(UNet2DConditionModel, "unet", dtype)
+        """The network, frozen, as `Base.denoiser` would load it onto a device."""
+        network = self._network(dtype)
         if checkpointing:
             network.enable_gradient_checkpointing()
         kernels.speed_up(network, device, dtype)
@@ -49,12 +51,12 @@ class Blueprint:
         """The VAE, frozen, in float32 as it is used."""
         return self._made(AutoencoderKL, "vae", torch.float32)
 
-    def text_encoders(self, dtype: torch.dtype) -> nn.ModuleList:
-        """The CLIP text encoders, frozen: one, or SDXL's two."""
+    def text_encoders(self) -> nn.ModuleList:
+        """The text encoders, frozen, as they are used: CLIP's one, or SDXL's two."""
         kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
         with META:
             models = [kind(CLIPTextConfig(**self.configs[p])) for p, kind in kinds.items() if p in self.configs]
-        return nn.ModuleList([_in(dtype, model) for model in models])
+        return nn.ModuleList([frozen(model, self.text_dtype) for model in models])
 
     def encode(self, encoders: nn.ModuleList, n: int) -> list[Any]:
         """What `text_encoders` make of n texts; of two every layer's result is kept, since the last but one is read."""
@@ -87,12 +89,24 @@ class Blueprint:
         width, height = (side // self.factor for side in size_px)
         return torch.empty(n, self.configs["vae"]["latent_channels"], height, width, device=META)
 
+    def _network(self, dtype: torch.dtype) -> Any:
+        return self._made(UNet2DConditionModel, "unet", dtype)
+
     def _made(self, kind: Any, part: str, dtype: torch.dtype) -> Any:
         with META:
             model = kind.from_config(dict(self.configs[part]))
-        return _in(dtype, model)
+        return frozen(model, dtype)
 
 
-def _in(dtype: torch.dtype, model: nn.Module) -> nn.Module:
+def frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The model's floating-point weights in `dtype`; nn.Module.to, since diffusers' own warns of a cast it thinks unwise."""
     return nn.Module.to(model, dtype).eval().requires_grad_(False)
+
+
+def of(configs: Mapping[str, Mapping[str, Any]]) -> Blueprint:
+    """The blueprint of a base with these configs, whose family they tell."""
+    if "transformer" in configs:
+        from deltaw.families.flux_blueprint import FluxBlueprint
+
+        return FluxBlueprint(configs)
+    return Blueprint(configs)

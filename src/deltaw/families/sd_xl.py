@@ -7,13 +7,13 @@ picture's size, which the UNet is told.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from deltaw.families.sd import StableDiffusion, padded
+from deltaw.families.base import packed, padded
+from deltaw.families.sd import StableDiffusion
 
 N_SIZES = 6
 """Height and width, top and left of the part that was cut out, height and width that are wanted."""
@@ -25,13 +25,13 @@ class StableDiffusionXL(StableDiffusion):
     An encoded text is the tokens' vectors and, as one more row, the pooled one, filled up with zeros.
     """
 
-    guidance = 5.0
+    guidance: ClassVar[float] = 5.0
 
     @property
     def text_shape(self) -> tuple[int, int]:
         """Rows and width of an encoded text: its tokens' vectors of both encoders and the pooled one."""
         n_tok, _ = super().text_shape
-        return n_tok + 1, int(self.folder.configs["unet"]["cross_attention_dim"])
+        return n_tok + 1, int(self.config["cross_attention_dim"])
 
     def text_encoder(self, device: torch.device) -> Callable[[Sequence[str]], Tensor]:
         """Loads both tokenizers and text encoders; returns n captions -> (n, *`text_shape`), float32 on the CPU."""
@@ -47,11 +47,11 @@ class StableDiffusionXL(StableDiffusion):
                 model(padded(tokenizer, captions).to(device), output_hidden_states=True)
                 for tokenizer, model in zip(tokenizers, (first, second), strict=True)
             )
-            return _packed(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds).cpu()
+            return packed(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds).cpu()
 
         return encode
 
-    def denoise(self, unet: nn.Module, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
+    def denoise(self, network: nn.Module, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
         """What the UNet predicts for x (n, c, h, w) at integer times (n,) and text (n, *`text_shape`).
 
         It is told that the picture was never larger and is not cut, as diffusers' pipeline tells it when it draws at this
@@ -59,14 +59,14 @@ class StableDiffusionXL(StableDiffusion):
         """
         height, width = (side * self.factor for side in x.shape[2:])
         sizes = torch.tensor([[height, width, 0, 0, height, width]], device=x.device).expand(len(x), -1)
-        added = {"text_embeds": text[:, -1, : n_pooled(self.folder.configs["unet"])], "time_ids": sizes}
+        added = {"text_embeds": text[:, -1, : n_pooled(self.config)], "time_ids": sizes}
         tokens = text[:, :-1].contiguous()  # once, and not in every layer that reads them
-        return unet(x, times, encoder_hidden_states=tokens, added_cond_kwargs=added, return_dict=False)[0]
+        return network(x, times, encoder_hidden_states=tokens, added_cond_kwargs=added, return_dict=False)[0]
 
     def embed(self, pipe: Any, texts: Sequence[str]) -> Tensor:
         """n texts as the text encoders of an opened pipeline read them: (n, *`text_shape`)."""
         tokens, _, pooled, _ = pipe.encode_prompt(list(texts), device=pipe.device, do_classifier_free_guidance=False)
-        return _packed(tokens, pooled)
+        return packed(tokens, pooled)
 
     def _pipeline(self) -> tuple[Any, dict[str, Any]]:
         from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
@@ -77,9 +77,3 @@ class StableDiffusionXL(StableDiffusion):
 def n_pooled(unet: Mapping[str, Any]) -> int:
     """Numbers of the pooled text that the UNet of this config is told, beside `N_SIZES` sizes."""
     return int(unet["projection_class_embeddings_input_dim"]) - N_SIZES * int(unet["addition_time_embed_dim"])
-
-
-def _packed(tokens: Tensor, pooled: Tensor) -> Tensor:
-    """(n, n_tok, width) and (n, n_pooled) as (n, n_tok + 1, width)."""
-    row = functional.pad(pooled, (0, tokens.shape[-1] - pooled.shape[-1]))
-    return torch.cat([tokens, row[:, None].to(tokens)], 1)

@@ -22,17 +22,23 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Group:
-    """The questions of one latent shape: `x (m, c, h, w)`, `times (m,)`, `text (m, n_tok, width)`, `target` as x.
+    """The questions of one latent shape: `x (m, c, h, w)`, `times (m,)`, `target` as x.
 
-    `owner (m,)` says whose picture a question is, `number (m,)` which of that picture's questions.
+    `texts` holds an encoded text (rows, width) a picture: FLUX.1's take 8 MB each, and a picture has many questions; `said (m,)`
+    says which is a question's. `owner (m,)` says whose picture a question is, `number (m,)` which of that picture's questions.
     """
 
     x: Tensor
     times: Tensor
-    text: Tensor
     target: Tensor
+    said: Tensor
     owner: Tensor
     number: Tensor
+    texts: Sequence[Tensor]
+
+    def text(self, part: Tensor) -> Tensor:
+        """The encoded texts (n, rows, width) of some questions."""
+        return torch.stack([self.texts[i] for i in self.said[part].tolist()])
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Questions:
         found = torch.zeros(self.times.shape, dtype=torch.float64)
         for group in self.groups:
             for part in torch.arange(len(group.x)).split(BATCH):
-                prediction = predict(group.x[part], group.times[part], group.text[part]).float().cpu()
+                prediction = predict(group.x[part], group.times[part], group.text(part)).float().cpu()
                 error = (prediction - group.target[part]).square().flatten(1).mean(1)
                 found[group.owner[part], group.number[part]] = error.double()
         return found
@@ -75,19 +81,26 @@ def about(
     """
     generator = torch.Generator().manual_seed(seed)
     by_shape: dict[tuple[int, ...], list[tuple[Tensor, ...]]] = {}
+    texts_of: dict[tuple[int, ...], list[Tensor]] = {}
     every = []
     for i, (latent, text) in enumerate(zip(latents, texts, strict=True)):
         within = torch.rand(n_times, generator=generator)
         times = ((torch.arange(n_times) + within) / n_times * schedule.n_times).long().clamp(max=schedule.n_times - 1)
         e = torch.randn(n_times, *latent.shape, generator=generator)
         a, s = schedule.at(times)
+        shape = tuple(latent.shape)
+        known = texts_of.setdefault(shape, [])
         entry = (
-            mix(latent, e, a, s), times, text.expand(n_times, -1, -1), objective.target(latent, e, a, s),
+            mix(latent, e, a, s), times, objective.target(latent, e, a, s), torch.full((n_times,), len(known)),
             torch.full((n_times,), i), torch.arange(n_times),
         )  # fmt: skip
+        known.append(text)
         every.append(times)
-        by_shape.setdefault(tuple(latent.shape), []).append(entry)
-    groups = [Group(*(torch.cat(column) for column in zip(*entries, strict=True))) for entries in by_shape.values()]
+        by_shape.setdefault(shape, []).append(entry)
+    groups = [
+        Group(*(torch.cat(column) for column in zip(*entries, strict=True)), texts=texts_of[shape])
+        for shape, entries in by_shape.items()
+    ]
     return Questions(groups, torch.stack(every))
 
 

@@ -61,10 +61,10 @@ def _cause(work: Work, error: NotFiniteError) -> tuple[str, str]:
 def _in_float32(work: Work) -> Work:
     """The same network read anew: what overflowed on loading is infinite for good."""
     settings = work.plan.settings
-    unet = work.base.denoiser(work.device, torch.float32)
+    network = work.base.denoiser(work.device, torch.float32)
     generator = loop.seeded(settings.seed, "init", 0)
-    wrapped = inject.wrap(unet, settings.targets, settings.rank, settings.alpha, generator)
-    return replace(work, unet=unet, wrapped=wrapped, dtype=torch.float32)
+    wrapped = inject.wrap(network, settings.targets, settings.rank, settings.alpha, generator)
+    return replace(work, network=network, wrapped=wrapped, dtype=torch.float32)
 
 
 def _finite(work: Work, error: NotFiniteError, tensors: Mapping[str, Tensor]) -> bool:

@@ -12,8 +12,8 @@ import torch
 from deltaw import device as devices
 from deltaw.data import feed
 from deltaw.data.cache import default_root
-from deltaw.families.blueprint import Blueprint
-from deltaw.families.sd import StableDiffusion
+from deltaw.families import blueprint
+from deltaw.families.base import Base
 from deltaw.training import asking, memory
 from deltaw.training.graph import Graph, Job, recalled
 from deltaw.training.memory import Need
@@ -74,14 +74,14 @@ def _why(need: Need) -> str:
     return need.reason + (mapped if need.mapped_bytes > 1e7 else "")
 
 
-def make(base: StableDiffusion, made: Plan, **changes: Any) -> Forecast:
+def make(base: Base, made: Plan, **changes: Any) -> Forecast:
     """Predicts a planned run, or one with changes of its `Job`.
 
     Raises:
         UsageError: the targets match nothing in the base, or the rank is too large.
     """
-    work = memory.job(made, **changes)
-    graph = recalled(Blueprint(base.folder.configs), work, default_root())
+    work = memory.job(base, made, **changes)
+    graph = recalled(blueprint.of(base.folder.configs), work, default_root())
     read = memory.feed_bytes(base, made)
     held = devices.rss_bytes()
     needs = memory.needs(graph, work, made.settings.optimizer, min(read, 2 * feed.HELD_BYTES), memory.file_bytes(base))

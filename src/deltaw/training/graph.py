@@ -18,7 +18,7 @@ from deltaw import inject
 from deltaw.atomic import write_text
 from deltaw.errors import DeltawError
 from deltaw.families import blueprint as blueprints
-from deltaw.families import kernels
+from deltaw.families import flux, kernels
 from deltaw.families.blueprint import Blueprint
 from deltaw.training import tracing
 from deltaw.training.tracing import Traced, trace
@@ -62,18 +62,20 @@ class Graph:
     """The pieces of a run's work.
 
     Args:
-        unet_bytes, vae_bytes, text_bytes: weights as they are used: the UNet in the job's dtype, the others in float32.
+        network_bytes, vae_bytes, text_bytes: weights as they are used: the network in the job's dtype, the others as they encode and decode.
+        drawing_text_bytes: of the text encoders in the job's dtype, in which they draw.
         adapter_bytes: of the trained numbers, float32.
-        largest_layer_bytes: of the UNet's largest module in float32.
+        largest_layer_bytes: of the network's largest module in float32.
         step: one training step without the optimizer's.
         ask: one prediction for one picture of the largest bucket, without gradient, in float32.
         draw: the same for a picture of the size that is drawn.
         encode: one picture into a latent; `decode`: back, at the size that is drawn; `texts`: captions.
     """
 
-    unet_bytes: int
+    network_bytes: int
     vae_bytes: int
     text_bytes: int
+    drawing_text_bytes: int
     adapter_bytes: int
     largest_layer_bytes: int
     step: Traced
@@ -88,7 +90,7 @@ class Graph:
         return n * self.ask.peak_bytes * dtype.itemsize // TRACED_IN.itemsize + self.layer(dtype)
 
     def layer(self, dtype: torch.dtype) -> int:
-        """Bytes of the UNet's largest module in `dtype`, which libraries copy into a layout of their own."""
+        """Bytes of the network's largest module in `dtype`, which libraries copy into a layout of their own."""
         return self.largest_layer_bytes * dtype.itemsize // TRACED_IN.itemsize
 
 
@@ -118,7 +120,7 @@ def recalled(blueprint: Blueprint, job: Job, root: Path) -> Graph:
 
 def _code() -> list[str]:
     """What the graphs depend on beside the base and the job."""
-    files = (__file__, tracing.__file__, inject.__file__, blueprints.__file__, *kernels.FILES)
+    files = (__file__, tracing.__file__, inject.__file__, blueprints.__file__, flux.__file__, *kernels.FILES)
     return [
         torch.__version__,
         metadata.version("diffusers"),
@@ -139,14 +141,15 @@ def measure(blueprint: Blueprint, job: Job) -> Graph:
     if drawn != job.largest_px:
         draw = _without_gradient(plain, lambda: plain(**blueprint.questions(1, drawn, TRACED_IN)))
     layers = [sum(p.nbytes for p in m.parameters(recurse=False)) for m in plain.modules()]
-    unet = blueprint.denoiser(job.dtype, job.device, checkpointing=job.checkpointing)
-    wrapped = inject.wrap(unet, job.targets, job.rank, float(job.rank), torch.Generator().manual_seed(0))
+    network = blueprint.denoiser(job.dtype, job.device, checkpointing=job.checkpointing)
+    wrapped = inject.wrap(network, job.targets, job.rank, float(job.rank), torch.Generator().manual_seed(0))
     trained = list(wrapped.parameters().values())
     adapter = sum(p.nbytes for p in trained)
-    vae, texts = blueprint.autoencoder(), blueprint.text_encoders(torch.float32)
+    vae, texts = blueprint.autoencoder(), blueprint.text_encoders()
     return Graph(
-        unet_bytes=_nbytes(unet) - adapter, vae_bytes=_nbytes(vae), text_bytes=_nbytes(texts), adapter_bytes=adapter,
-        largest_layer_bytes=max(layers), step=_step(unet, trained, blueprint.questions(job.batch, job.largest_px, job.dtype)),
+        network_bytes=_nbytes(network) - adapter, vae_bytes=_nbytes(vae), text_bytes=_nbytes(texts),
+        drawing_text_bytes=sum(t.numel() for t in _tensors(texts)) * job.dtype.itemsize, adapter_bytes=adapter,
+        largest_layer_bytes=max(layers), step=_step(network, trained, blueprint.questions(job.batch, job.largest_px, job.dtype)),
         ask=ask, draw=draw,
         encode=_without_gradient(vae, lambda: vae.encode(blueprint.pixels(1, job.largest_px))),
         decode=_without_gradient(vae, lambda: vae.decode(blueprint.latents(1, drawn))),
@@ -154,11 +157,11 @@ def measure(blueprint: Blueprint, job: Job) -> Graph:
     )  # fmt: skip
 
 
-def _step(unet: nn.Module, trained: Sequence[nn.Parameter], arguments: dict[str, Any]) -> Traced:
+def _step(network: nn.Module, trained: Sequence[nn.Parameter], arguments: dict[str, Any]) -> Traced:
     def work() -> Sequence[torch.Tensor]:
-        return torch.autograd.grad(unet(**arguments)[0].float().square().mean(), trained)
+        return torch.autograd.grad(network(**arguments)[0].float().square().mean(), trained)
 
-    return trace(work, _tensors(unet))
+    return trace(work, _tensors(network))
 
 
 def _without_gradient(model: nn.Module, work: Callable[[], object]) -> Traced:

@@ -121,6 +121,6 @@ class Judge:
         group = self.questions.groups[0]
         few = torch.linspace(0, len(group.x) - 1, asking.N_DRIFT).long()
         plain = self.plain[torch.arange(asking.N_DRIFT) % len(self.plain)]
-        answers = (loop.predict(work, group.x[few], group.times[few], text) for text in (plain, group.text[few]))
+        answers = (loop.predict(work, group.x[few], group.times[few], text) for text in (plain, group.text(few)))
         first, second = (answer.float().cpu() for answer in answers)
         return first, second

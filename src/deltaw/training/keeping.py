@@ -22,7 +22,7 @@ from deltaw.training.session import Session
 
 def rehearse(session: Session, work: Work) -> None:
     """Writes and reads an untrained file of the run's shapes, so that a dialect fails before the hours, not after."""
-    untrained = inject.take(work.wrapped, session.base.family, "unet")
+    untrained = inject.take(work.wrapped, session.base.family, session.base.component)
     path = session.folder.state.with_name("rehearsal.safetensors")
     verify.require_writable(path, untrained, session.plan.settings.dialect, session.shapes)
 
@@ -111,11 +111,11 @@ def finish(session: Session, work: Work, questions: Questions, step: int) -> ver
 
     @torch.no_grad()
     def predict() -> Tensor:
-        with exactly(work.unet):
-            return torch.cat([loop.predict(exact, asked.x[i], asked.times[i], asked.text[i]).cpu() for i in few])
+        with exactly(work.network):
+            return torch.cat([loop.predict(exact, asked.x[i], asked.times[i], asked.text(i)).cpu() for i in few])
 
-    trained = inject.take(work.wrapped, session.base.family, "unet")
-    proof = verify.prove(session.folder.result, trained, work.wrapped, "unet", predict, session.shapes)
+    trained = inject.take(work.wrapped, session.base.family, session.base.component)
+    proof = verify.prove(session.folder.result, trained, work.wrapped, session.base.component, predict, session.shapes)
     session.tell(Note(f"proved: the file was read back, {proof.n_modules} modules, all finite; it changes the prediction by "
                       f"{proof.effect:.1%} and deviates from the trained effect by {proof.deviation:.3%}"))  # fmt: skip
     return proof
@@ -124,7 +124,7 @@ def finish(session: Session, work: Work, questions: Questions, step: int) -> ver
 def _rounded(session: Session, work: Work, step: int) -> Delta:
     """The change after a step in the precision of the file."""
     base, made = session.base, session.plan
-    trained = inject.take(work.wrapped, base.family, "unet")
+    trained = inject.take(work.wrapped, base.family, base.component)
     verify.require_sound(trained)
     rounded, lost = verify.in_precision(trained, getattr(torch, made.settings.save_dtype))
     if lost:

@@ -125,9 +125,11 @@ def _load(session: Session, data: Feed) -> tuple[Work, Run]:
     """The network with its adapters, and the run at its start."""
     settings = session.plan.settings
     session.tell(Phase("load the base"))
-    unet = session.base.denoiser(session.device, session.dtype, checkpointing=settings.checkpointing)
-    wrapped = inject.wrap(unet, settings.targets, settings.rank, settings.alpha, loop.seeded(settings.seed, "init", 0))
-    work = Work(session.base, unet, wrapped, data, session.plan, session.device, session.dtype)
+    network = session.base.denoiser(session.device, session.dtype, checkpointing=settings.checkpointing)
+    wrapped = inject.wrap(
+        network, settings.targets, settings.rank, settings.alpha, loop.seeded(settings.seed, "init", 0)
+    )
+    work = Work(session.base, network, wrapped, data, session.plan, session.device, session.dtype)
     n_params = sum(p.numel() for p in wrapped.parameters().values())
     session.tell(
         Note(f"{len(wrapped.modules)} modules get a LoRA of rank {settings.rank}: {n_params:,} numbers to train")
@@ -221,8 +223,8 @@ def _hold(session: Session, work: Work, candidate: Candidate, kept: _Kept) -> No
     steps = [s for s in session.plan.marks if s <= candidate.step][-candidate.n_averaged :]
     deltas = [formats.load(session.folder.snapshot(s), shapes=session.shapes)[0] for s in steps]
     if len(deltas) == 1:
-        averaging.take_up(work.wrapped, deltas[0], "unet")
+        averaging.take_up(work.wrapped, deltas[0], session.base.component)
         return
     mean, error = averaging.mean(deltas, settings.rank)
     session.tell(Note(f"{candidate.name}: its cut to rank {settings.rank} leaves out {error:.2%} of it"))
-    averaging.take_up(work.wrapped, mean, "unet")
+    averaging.take_up(work.wrapped, mean, session.base.component)

@@ -16,7 +16,7 @@ from deltaw.diffusion.objective import mix
 from deltaw.diffusion.schedule import stratified
 from deltaw.errors import DeltawError
 from deltaw.events import Step, Tell, Warn
-from deltaw.families.sd import StableDiffusion
+from deltaw.families.base import Base
 from deltaw.inject import Wrapped
 from deltaw.training import optim
 from deltaw.training.plan import Plan
@@ -60,8 +60,8 @@ class Run:
 class Work:
     """What the loop only reads."""
 
-    base: StableDiffusion
-    unet: nn.Module
+    base: Base
+    network: nn.Module
     wrapped: Wrapped
     feed: Feed
     plan: Plan
@@ -160,7 +160,7 @@ def spread(n: int, step: int, seed: int, generator: torch.Generator) -> Tensor:
 def predict(work: Work, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
     """The network's answer to CPU tensors, on its own device and in its own precision."""
     device, dtype = work.device, work.dtype
-    return work.base.denoise(work.unet, x.to(device, dtype), times.to(device), text.to(device, dtype))
+    return work.base.denoise(work.network, x.to(device, dtype), times.to(device), text.to(device, dtype))
 
 
 def _finite(value: float) -> bool:

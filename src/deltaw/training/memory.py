@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from deltaw.data import feed
-from deltaw.families.sd import StableDiffusion
+from deltaw.families.base import Base
 from deltaw.judge import questions
 from deltaw.training import asking, verify
 from deltaw.training.graph import Graph, Job
@@ -52,29 +52,29 @@ class Need:
         return self.n_bytes + self.mapped_bytes
 
 
-def job(made: Plan, **changes: Any) -> Job:
+def job(base: Base, made: Plan, **changes: Any) -> Job:
     """What the memory of a planned run depends on."""
     settings = made.settings
     values: dict[str, Any] = {
         "dtype": getattr(torch, settings.dtype), "batch": settings.batch, "rank": settings.rank, "targets": settings.targets,
         "largest_px": max(_sizes_px(made), key=lambda size: size[0] * size[1]), "drawn_px": settings.resolution,
-        "n_drawn": len(asking.columns(made)), "guided": settings.guidance > 1,
+        "n_drawn": len(asking.columns(made)), "guided": base.guided_twice and settings.guidance > 1,
         "n_texts": min(feed.TEXT_BATCH, len({"", *made.captions})), "device": torch.device(settings.device),
         "checkpointing": settings.checkpointing,
     }  # fmt: skip
     return Job(**{**values, **changes})
 
 
-def feed_bytes(base: StableDiffusion, made: Plan) -> int:
+def feed_bytes(base: Base, made: Plan) -> int:
     """Bytes of all latents and texts, float32; the cache holds the same."""
     vae = base.folder.configs["vae"]
     latents = sum(vae["latent_channels"] * (w // base.factor) * (h // base.factor) * 4 for w, h in made.sizes_px)
     return latents + len({"", *made.captions}) * math.prod(base.text_shape) * 4
 
 
-def file_bytes(base: StableDiffusion) -> dict[str, int]:
+def file_bytes(base: Base) -> dict[str, int]:
     """Bytes of the weight files that libraries map into memory, by part; the network's is read in pieces."""
-    parts = [part for part in base.folder.parts if part != "unet"]
+    parts = [part for part in base.folder.parts if part != base.component]
     return {part: sum(f.stat().st_size for f in base.folder.weights(part)) for part in parts}
 
 
@@ -100,15 +100,15 @@ def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mappi
         files: see `file_bytes`.
     """
     states = OPTIMIZER_STATES[optimizer] * graph.adapter_bytes
-    trained = graph.unet_bytes + graph.adapter_bytes + states + read_bytes
+    trained = graph.network_bytes + graph.adapter_bytes + states + read_bytes
     asked = _scattered(graph.asked(questions.BATCH, work.dtype))
     step = _scattered(graph.step.peak_bytes) + graph.layer(work.dtype)
     proof = graph.asked(verify.BATCH, torch.float32) + graph.layer(torch.float32) + 2 * graph.adapter_bytes
     return (
-        Need("load", graph.unet_bytes, f"the network in {_name(work.dtype)}, {size(graph.unet_bytes)}"),
+        Need("load", graph.network_bytes, f"the network in {_name(work.dtype)}, {size(graph.network_bytes)}"),
         *_encoding(graph, files),
         Need("train", trained + step,
-             f"network {size(graph.unet_bytes)}; adapters and optimizer {size(graph.adapter_bytes + states)}; a step of "
+             f"network {size(graph.network_bytes)}; adapters and optimizer {size(graph.adapter_bytes + states)}; a step of "
              f"{_count(work.batch, work.largest_px)} {size(step)}; latents and texts {size(read_bytes)}"),
         Need("judge", trained + asked, f"the same without gradients, {questions.BATCH} pictures at a time {size(asked)}"),
         Need("save", trained + 2 * (graph.adapter_bytes + states), "copies of adapters and optimizer beside the network"),
@@ -124,14 +124,14 @@ def _encoding(graph: Graph, files: Mapping[str, int]) -> Sequence[Need]:
         Need("encode pictures", graph.vae_bytes + seen, f"VAE in float32 {size(graph.vae_bytes)}; one picture {size(seen)}",
              max(0, files["vae"] - seen)),
         Need("encode captions", graph.text_bytes + read,
-             f"text encoder in float32 {size(graph.text_bytes)}; captions {size(read)}", max(0, texts - read)),
+             f"text encoder {size(graph.text_bytes)}; captions {size(read)}", max(0, texts - read)),
     )  # fmt: skip
 
 
 def _drawing(graph: Graph, work: Job) -> Need:
     n = work.n_drawn * (2 if work.guided else 1)
     drawn = _scattered(n * graph.draw.peak_bytes * work.dtype.itemsize // 4) + graph.layer(work.dtype)
-    weights = graph.unet_bytes + graph.text_bytes * work.dtype.itemsize // 4 + graph.vae_bytes
+    weights = graph.network_bytes + graph.drawing_text_bytes + graph.vae_bytes
     most = max(drawn, graph.decode.peak_bytes)
     why = f"{n} predictions at a time {size(drawn)}" if most == drawn else f"one picture decoded {size(most)}"
     return Need("draw", weights + most, f"network, text encoder and VAE {size(weights)}; {why}")

@@ -8,8 +8,8 @@ from typing import Any
 
 from deltaw._version import VERSION
 from deltaw.data.folder import Dataset
+from deltaw.families.base import Base
 from deltaw.families.family import Family
-from deltaw.families.sd import StableDiffusion
 from deltaw.judge import seen
 from deltaw.training import fingerprint
 from deltaw.training.plan import Plan, common_ending
@@ -17,6 +17,8 @@ from deltaw.training.plan import Plan, common_ending
 RECIPE = "deltaw.recipe"
 """The header entry that `deltaw rebuild` repeats a run from."""
 RECIPE_FORMAT = 1
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
+"""modelspec's words for what is predicted; it has none for a flow's velocity."""
 
 
 def trigger_words(plan: Plan) -> str:
@@ -24,7 +26,7 @@ def trigger_words(plan: Plan) -> str:
     return plan.settings.trigger or common_ending(plan.captions)
 
 
-def describe(name: str, family: Family, plan: Plan, dataset: Dataset, base: StableDiffusion) -> dict[str, str]:
+def describe(name: str, family: Family, plan: Plan, dataset: Dataset, base: Base) -> dict[str, str]:
     """kohya's minimal `ss_*` keys, modelspec's, and a recipe; no path, user name, caption or time of day.
 
     Times are left out so that the same run gives the same bytes.
@@ -42,7 +44,7 @@ def describe(name: str, family: Family, plan: Plan, dataset: Dataset, base: Stab
         "ss_output_name": name,
         "ss_base_model_version": family.kohya_version,
         "ss_v2": str(family.name == "sd2"),
-        "ss_new_sd_model_hash": base.folder.digest("unet"),
+        "ss_new_sd_model_hash": base.folder.digest(base.component),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(settings.rank),
         "ss_network_alpha": f"{settings.alpha:g}",
@@ -61,17 +63,18 @@ def describe(name: str, family: Family, plan: Plan, dataset: Dataset, base: Stab
         "modelspec.implementation": "diffusers",
         "modelspec.title": name,
         "modelspec.resolution": f"{settings.resolution}x{settings.resolution}",
-        "modelspec.prediction_type": {"v_prediction": "v"}.get(base.objective.name, base.objective.name),
         "deltaw.version": VERSION,
         seen.ENTRY: seen.pack([dataset.pictures[i].digest for i in plan.training]),
         RECIPE: json.dumps(recipe(plan, dataset, base), sort_keys=True),
     }
+    if spoken := PREDICTIONS.get(base.objective.name):
+        found["modelspec.prediction_type"] = spoken
     if words:
         found["modelspec.trigger_phrase"] = words
     return found
 
 
-def recipe(plan: Plan, dataset: Dataset, base: StableDiffusion) -> dict[str, Any]:
+def recipe(plan: Plan, dataset: Dataset, base: Base) -> dict[str, Any]:
     """What repeats the run, given the same pictures and base: settings, digests, versions.
 
     Prompts of the contact sheet are left out: they quote captions and the weights do not depend on them.

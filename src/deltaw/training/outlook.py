@@ -9,7 +9,7 @@ import torch
 from deltaw import device as devices
 from deltaw.data.cache import default_root
 from deltaw.events import Event, Phase, Step, Table, Tell, Warn
-from deltaw.families.sd import StableDiffusion
+from deltaw.families.base import Base
 from deltaw.options import Given
 from deltaw.training import forecast, pace, plan, room, trial
 from deltaw.training.forecast import Forecast
@@ -20,7 +20,7 @@ from deltaw.training.trial import Measured
 COLUMNS = ("what", "how much", "why")
 
 
-def foretell(given: Given, base: StableDiffusion, made: Plan, out: Path, tell: Tell) -> tuple[Forecast, Plan]:
+def foretell(given: Given, base: Base, made: Plan, out: Path, tell: Tell) -> tuple[Forecast, Plan]:
     """Predicts memory and disk, says them, and refuses a run that does not fit, unless `ignore_room` is set.
 
     Where the user left it open and nothing else is needed to make the run fit, the plan is given checkpointing.
@@ -39,7 +39,7 @@ def foretell(given: Given, base: StableDiffusion, made: Plan, out: Path, tell: T
     return predicted, made
 
 
-def _made_to_fit(given: Given, base: StableDiffusion, made: Plan, free_bytes: int, tell: Tell) -> tuple[Forecast, Plan]:
+def _made_to_fit(given: Given, base: Base, made: Plan, free_bytes: int, tell: Tell) -> tuple[Forecast, Plan]:
     predicted = forecast.make(base, made)
     if predicted.needed_bytes <= free_bytes or given.options.checkpointing is not None:
         return predicted, made
@@ -53,7 +53,7 @@ def _made_to_fit(given: Given, base: StableDiffusion, made: Plan, free_bytes: in
 
 
 def foretell_time(
-    base: StableDiffusion, made: Plan, predicted: Forecast, device: torch.device, n_questions: int, tell: Tell
+    base: Base, made: Plan, predicted: Forecast, device: torch.device, n_questions: int, tell: Tell
 ) -> None:
     """Loads the network, measures one step and says what each phase will take; the network is released."""
     tell(Phase("measure one step of the largest bucket"))
@@ -75,7 +75,7 @@ class Outlook:
         self._drawing: tuple[float, float] | None = None
         self._measured: Measured | None = None
 
-    def try_sample(self, base: StableDiffusion, made: Plan, device: torch.device, tell: Tell) -> None:
+    def try_sample(self, base: Base, made: Plan, device: torch.device, tell: Tell) -> None:
         """Draws one row of the sheet in one or two denoising steps.
 
         Raises:
@@ -91,7 +91,7 @@ class Outlook:
         if len({work.plan.sizes_px[i] for i in work.plan.training}) == 1:
             return
         tell(Phase("try one step of the largest bucket"))
-        step_s = trial.step(work.base, work.unet, work.wrapped, self.predicted.job, work.device)
+        step_s = trial.step(work.base, work.network, work.wrapped, self.predicted.job, work.device)
         self._take(work, step_s)
 
     def following(self, work: Work, n_questions: int, tell: Tell) -> Tell:
@@ -112,9 +112,9 @@ class Outlook:
         return heard
 
     def _take(self, work: Work, step_s: float) -> None:
-        exact_s = trial.exact(work.base, work.unet, self.predicted.job, work.device)
+        exact_s = trial.exact(work.base, work.network, self.predicted.job, work.device)
         short = step_s < trial.SHORT_S  # a small step is slower for its arithmetic than many questions together
-        ask_s = trial.ask(work.base, work.unet, self.predicted.job, work.device) if short else None
+        ask_s = trial.ask(work.base, work.network, self.predicted.job, work.device) if short else None
         draw_s, decode_s = self._drawing or (None, None)
         self._measured = Measured(step_s, exact_s, ask_s, draw_s, decode_s)
 

@@ -16,7 +16,7 @@ from deltaw import formats
 from deltaw.data import buckets as bucketing
 from deltaw.data.folder import Dataset
 from deltaw.errors import UsageError
-from deltaw.families.sd import StableDiffusion
+from deltaw.families.base import Base
 from deltaw.options import Given
 from deltaw.training import optim
 from deltaw.training.sampler import Sampler
@@ -116,7 +116,7 @@ class _Chooser:
         return self.values[name].value
 
 
-def make(given: Given, base: StableDiffusion, dataset: Dataset, alike: Sequence[Sequence[int]] = ()) -> Plan:
+def make(given: Given, base: Base, dataset: Dataset, alike: Sequence[Sequence[int]] = ()) -> Plan:
     """Chooses every value of the run. Pure: it reads and writes no file.
 
     Args:
@@ -186,7 +186,7 @@ def marks(n_steps: int, n_snapshots: int) -> tuple[int, ...]:
     return tuple(round(n_steps * (i + 1) / count) for i in range(count))
 
 
-def _choose_model(choose: _Chooser, base: StableDiffusion) -> None:
+def _choose_model(choose: _Chooser, base: Base) -> None:
     device, why = devices.choose(choose.given.options.device)
     choose.pick("device", str(device), why)
     dtype, why = devices.compute_dtype(device)
@@ -196,20 +196,27 @@ def _choose_model(choose: _Chooser, base: StableDiffusion) -> None:
     rank = choose.pick("rank", 16, "enough for a style or a subject on a base of this size")
     choose.pick("alpha", float(rank), "equal to the rank, so that a change of rank alone keeps the strength")
     choose.pick("targets", base.targets, "Q, K, V and O of every attention layer", "default")
-    choose.pick("dialect", "kohya", "every common tool reads it", "default")
+    choose.pick("dialect", *base.dialect, "default")
     choose.pick("seed", 0, "the same for every run unless asked otherwise", "default")
     choose.pick("optimizer", "adamw", "sound at any batch size", "default")
     choose.pick("weight_decay", 0.01, "AdamW's usual decay", "default")
     choose.pick("clip", 1.0, "no single batch can throw the adapter off", "default")
-    choose.pick("caption_dropout", 0.05, "keeps classifier-free guidance working", "default")
-    gamma, why = (5.0, "the base predicts noise") if base.objective.name == "epsilon" else (0.0, "the base predicts v")
+    dropout = (
+        (0.05, "keeps classifier-free guidance working")
+        if base.guided_twice
+        else (0.0, "the base is guided by a number")
+    )
+    choose.pick("caption_dropout", *dropout, "default")
+    gamma, why = (
+        (5.0, "the base predicts noise") if base.objective.name == "epsilon" else (0.0, "the base predicts a velocity")
+    )
     choose.pick("min_snr_gamma", gamma, why)
     drawing = base.folder.recommended.get("generate", {})
     choose.pick("sample_steps", drawing.get("steps", 25), "as `deltaw generate` draws", "default")
     choose.pick("guidance", drawing.get("guidance", base.guidance), "as `deltaw generate` draws", "default")
 
 
-def _choose_length(choose: _Chooser, base: StableDiffusion, n_training: int, device: torch.device) -> None:
+def _choose_length(choose: _Chooser, base: Base, n_training: int, device: torch.device) -> None:
     on_gpu = device.type == "cuda"
     batch = choose.pick(
         "batch", 4 if on_gpu else 1, "a GPU is there" if on_gpu else "the memory of a CPU run is kept low"
@@ -253,7 +260,7 @@ def _held_out(count: int, used: Sequence[int], dataset: Dataset) -> tuple[int, .
     return tuple(sorted({among[round((i + 0.5) * len(among) / count - 0.5)] for i in range(count)})) if count else ()
 
 
-def _buckets(choose: _Chooser, base: StableDiffusion, dataset: Dataset) -> tuple[tuple[int, int], ...]:
+def _buckets(choose: _Chooser, base: Base, dataset: Dataset) -> tuple[tuple[int, int], ...]:
     side = choose.pick("resolution", base.resolution_px, "what the base was trained at")
     step = base.bucket_step_px
     if side % step:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deltaw.errors import DeltawError, UsageError, refuse_all
-from deltaw.families.sd import StableDiffusion
+from deltaw.families.base import Base
 from deltaw.training import forecast
 from deltaw.training.forecast import Forecast
 from deltaw.training.plan import Plan
@@ -23,7 +23,7 @@ ANYWAY = "or try anyway with --set ignore_room=true"
 
 
 def require(
-    predicted: Forecast, base: StableDiffusion, made: Plan, available: tuple[int, str], places: Mapping[str, Path]
+    predicted: Forecast, base: Base, made: Plan, available: tuple[int, str], places: Mapping[str, Path]
 ) -> None:
     """Refuses a run that needs more memory or disk than there is.
 
@@ -50,7 +50,7 @@ def require(
     refuse_all("the run does not fit", problems)
 
 
-def _cheapest(base: StableDiffusion, made: Plan, predicted: Forecast, free_bytes: int) -> str:
+def _cheapest(base: Base, made: Plan, predicted: Forecast, free_bytes: int) -> str:
     """The first change, in the order of what it costs in quality, with which the run fits; those that do not help are left out."""
     words: list[str] = []
     kept: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def _cheapest(base: StableDiffusion, made: Plan, predicted: Forecast, free_bytes
     return f"free memory: even with {' '.join(words) or 'other settings'} it needs {least / 1e9:.2f} GB"
 
 
-def _changes(base: StableDiffusion, made: Plan) -> Iterator[Sequence[Change]]:
+def _changes(base: Base, made: Plan) -> Iterator[Sequence[Change]]:
     """Kinds of changes, each ever smaller: what costs time alone, precision, the sheet, resolution, and at last rank."""
     settings = made.settings
     yield [("--set checkpointing=true", {"checkpointing": True})]

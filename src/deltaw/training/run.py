@@ -15,7 +15,7 @@ from deltaw.data.folder import Dataset
 from deltaw.errors import InputError
 from deltaw.events import Note, Phase, Saved, Table, Tell, Warn, silent
 from deltaw.families import bases
-from deltaw.families.sd import StableDiffusion
+from deltaw.families.base import Base
 from deltaw.options import Given
 from deltaw.training import (
     asking,
@@ -83,7 +83,7 @@ def train(
             return _run(session, saved, other, stop_asked, profiler)
 
 
-def look(folder: Path, given: Given, *, strict: bool, tell: Tell) -> tuple[StableDiffusion, Dataset, Plan]:
+def look(folder: Path, given: Given, *, strict: bool, tell: Tell) -> tuple[Base, Dataset, Plan]:
     """Opens the base, scans the pictures and makes the plan, telling all three. Writes nothing."""
     tell(Phase("look at the pictures and the base"))
     base = bases.open_base(given.options.base or zoo.bundled_base())

@@ -13,7 +13,7 @@ from deltaw import device as devices
 from deltaw import formats
 from deltaw.data.folder import Dataset
 from deltaw.events import Tell
-from deltaw.families.sd import StableDiffusion
+from deltaw.families.base import Base
 from deltaw.training.folder import RunFolder
 from deltaw.training.outlook import Outlook
 from deltaw.training.plan import Plan
@@ -52,7 +52,7 @@ class Session:
         outlook: what was foretold.
     """
 
-    base: StableDiffusion
+    base: Base
     dataset: Dataset
     plan: Plan
     folder: RunFolder
@@ -65,7 +65,7 @@ class Session:
 
 
 def begin(
-    base: StableDiffusion, dataset: Dataset, plan: Plan, folder: RunFolder, clock: Clock, tell: Tell, outlook: Outlook
+    base: Base, dataset: Dataset, plan: Plan, folder: RunFolder, clock: Clock, tell: Tell, outlook: Outlook
 ) -> Session:
     """The session of a made plan; it looks the device and the base's shapes up."""
     device, _ = devices.choose(plan.settings.device)

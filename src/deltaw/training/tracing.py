@@ -48,6 +48,16 @@ def trace(work: Callable[[], object], existing: Iterable[Tensor]) -> Traced:
     return found
 
 
+_COUNTS = {
+    **flop_registry,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ],
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+"""torch counts the fused attention of GPUs, and not the CPU's, which the meta device runs too."""
 _CONVOLUTIONS = frozenset({torch.ops.aten.convolution, torch.ops.aten.convolution_backward})
 
 
@@ -68,7 +78,7 @@ class _Watch(TorchDispatchMode):
         for tensor in made:
             if isinstance(tensor, Tensor):
                 self._hold(tensor)
-        count = flop_registry.get(func.overloadpacket)
+        count = _COUNTS.get(func.overloadpacket)
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=out)
             if func.overloadpacket in _CONVOLUTIONS:

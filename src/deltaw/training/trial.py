@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from deltaw import device as devices
 from deltaw import inject
 from deltaw.events import Phase, Tell
-from deltaw.families.blueprint import Blueprint
-from deltaw.families.sd import StableDiffusion
+from deltaw.families import blueprint
+from deltaw.families.base import Base
 from deltaw.inject import Wrapped
 from deltaw.judge.questions import BATCH
 from deltaw.training import asking
@@ -48,12 +48,12 @@ class Measured:
     decode_s: float | None = None
 
 
-def step(base: StableDiffusion, unet: nn.Module, wrapped: Wrapped, job: Job, device: torch.device) -> float:
+def step(base: Base, network: nn.Module, wrapped: Wrapped, job: Job, device: torch.device) -> float:
     """Seconds of one training step of the largest bucket, after one that does not count; nothing is changed by it.
 
     Args:
         base: whose network it is.
-        unet: with its adapters, on `device`.
+        network: with its adapters, on `device`.
         wrapped: the adapters.
         job: batch and largest bucket.
         device: where the network is.
@@ -63,7 +63,7 @@ def step(base: StableDiffusion, unet: nn.Module, wrapped: Wrapped, job: Job, dev
     trained = list(wrapped.parameters().values())
 
     def train() -> Sequence[Tensor]:
-        return torch.autograd.grad(base.denoise(unet, x, times, text).float().square().mean(), trained)
+        return torch.autograd.grad(base.denoise(network, x, times, text).float().square().mean(), trained)
 
     train()
     step_s = _seconds(train, device)
@@ -71,42 +71,38 @@ def step(base: StableDiffusion, unet: nn.Module, wrapped: Wrapped, job: Job, dev
     return step_s
 
 
-def exact(base: StableDiffusion, unet: nn.Module, job: Job, device: torch.device) -> float:
+def exact(base: Base, network: nn.Module, job: Job, device: torch.device) -> float:
     """Seconds of one prediction in float32 for a picture of the largest bucket."""
     x, times, text = questions(base, replace(job, batch=1), torch.float32, device)
-    with torch.no_grad(), exactly(unet):
-        return _seconds(lambda: base.denoise(unet, x, times, text), device)
+    with torch.no_grad(), exactly(network):
+        return _seconds(lambda: base.denoise(network, x, times, text), device)
 
 
-def ask(base: StableDiffusion, unet: nn.Module, job: Job, device: torch.device) -> float:
+def ask(base: Base, network: nn.Module, job: Job, device: torch.device) -> float:
     """Seconds of one question among as many as are asked at a time."""
     x, times, text = questions(base, replace(job, batch=BATCH), job.dtype, device)
     with torch.no_grad():
-        return _seconds(lambda: base.denoise(unet, x, times, text), device) / BATCH
+        return _seconds(lambda: base.denoise(network, x, times, text), device) / BATCH
 
 
-def questions(
-    base: StableDiffusion, job: Job, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
+def questions(base: Base, job: Job, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Random latents of the largest bucket, times and texts for a batch."""
-    shapes = Blueprint(base.folder.configs).questions(job.batch, job.largest_px, dtype)
-    x, text = (
-        torch.randn(shape).to(device, dtype) for shape in (shapes["sample"].shape, (job.batch, *base.text_shape))
-    )
+    latents = blueprint.of(base.folder.configs).latents(job.batch, job.largest_px)
+    x, text = (torch.randn(shape).to(device, dtype) for shape in (latents.shape, (job.batch, *base.text_shape)))
     return x, torch.randint(base.schedule.n_times, (job.batch,)).to(device), text
 
 
-def load_and_step(base: StableDiffusion, made: Plan, job: Job, device: torch.device) -> Measured:
+def load_and_step(base: Base, made: Plan, job: Job, device: torch.device) -> Measured:
     """`step` with a network that is loaded for it and released."""
     settings = made.settings
-    unet = base.denoiser(device, job.dtype, checkpointing=job.checkpointing)
+    network = base.denoiser(device, job.dtype, checkpointing=job.checkpointing)
     generator = torch.Generator().manual_seed(settings.seed)
-    wrapped = inject.wrap(unet, settings.targets, settings.rank, settings.alpha, generator)
-    step_s = step(base, unet, wrapped, job, device)
-    return Measured(step_s, exact(base, unet, job, device))
+    wrapped = inject.wrap(network, settings.targets, settings.rank, settings.alpha, generator)
+    step_s = step(base, network, wrapped, job, device)
+    return Measured(step_s, exact(base, network, job, device))
 
 
-def sample(base: StableDiffusion, made: Plan, device: torch.device, tell: Tell) -> tuple[float, float]:
+def sample(base: Base, made: Plan, device: torch.device, tell: Tell) -> tuple[float, float]:
     """Draws one row of the contact sheet in one or two denoising steps; seconds of the last and of one decoding.
 
     Raises:
@@ -122,7 +118,7 @@ def sample(base: StableDiffusion, made: Plan, device: torch.device, tell: Tell) 
     return seconds
 
 
-def _draw(base: StableDiffusion, recipes: list[Recipe], dtype: str, device: torch.device) -> tuple[float, float]:
+def _draw(base: Base, recipes: list[Recipe], dtype: str, device: torch.device) -> tuple[float, float]:
     """Seconds of one step of drawing the recipes and of decoding the first; the painter is gone afterwards."""
     painter = Painter(base, str(device), dtype)
     at = [time.perf_counter()]

@@ -15,7 +15,7 @@ from deltaw import sheet, tensorfile, zoo
 from deltaw.errors import InputError, UsageError
 from deltaw.events import Note, Phase, Saved, Table, Tell, silent
 from deltaw.families import bases
-from deltaw.families.sd import StableDiffusion
+from deltaw.families.base import Base
 from deltaw.judge import choice, scores
 from deltaw.judge.choice import Candidate
 from deltaw.judge.columns import Column, columns
@@ -143,7 +143,7 @@ def _prepared(files: Sequence[object], path: Path) -> Path:
     return path
 
 
-def _prompts(base: StableDiffusion, words: str) -> list[str]:
+def _prompts(base: Base, words: str) -> list[str]:
     subjects = base.folder.recommended.get("prompts", {}).get("subjects", GENERIC_SUBJECTS)[:N_SUBJECTS]
     return [f"{subject}, {words}" if words else subject for subject in subjects]
 

@@ -16,7 +16,7 @@ from deltaw.data.cache import Cache, default_root
 from deltaw.delta import Delta
 from deltaw.diffusion.objective import mix
 from deltaw.events import Phase, Tell, Tick, Warn
-from deltaw.families.sd import StableDiffusion
+from deltaw.families.base import Base
 from deltaw.judge import drift, questions, seen
 from deltaw.judge.columns import Column, without
 from deltaw.judge.drift import Drift
@@ -57,7 +57,7 @@ class Row:
     pictures: Sequence[Image.Image]
 
 
-def load(files: Sequence[str | Path | tuple[str | Path, float]], base: StableDiffusion, strict: bool,
+def load(files: Sequence[str | Path | tuple[str | Path, float]], base: Base, strict: bool,
          tell: Tell) -> list[Entry]:  # fmt: skip
     """Reads the files, each once, and tells what in them is not used.
 
@@ -81,7 +81,7 @@ def load(files: Sequence[str | Path | tuple[str | Path, float]], base: StableDif
     return entries
 
 
-def encode(base: StableDiffusion, path: Path, device: torch.device, words: Sequence[str], tell: Tell) -> Reference:
+def encode(base: Base, path: Path, device: torch.device, words: Sequence[str], tell: Tell) -> Reference:
     """The reference pictures as training would see them.
 
     Args:
@@ -201,4 +201,4 @@ def _embedded(painter: Painter, prompts: Sequence[str]) -> Tensor:
 
 def _predict(painter: Painter, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
     device, dtype = painter.device, painter.dtype
-    return painter.base.denoise(painter.pipe.unet, x.to(device, dtype), times.to(device), text.to(device, dtype))
+    return painter.base.denoise(painter.network, x.to(device, dtype), times.to(device), text.to(device, dtype))

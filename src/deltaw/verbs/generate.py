@@ -18,7 +18,7 @@ from deltaw.delta import Delta
 from deltaw.errors import InputError, UsageError
 from deltaw.events import Note, Phase, Saved, Tell, Tick, Warn, silent
 from deltaw.families import bases
-from deltaw.families.sd import StableDiffusion
+from deltaw.families.base import Base
 from deltaw.options import weighted
 
 CHUNK = "deltaw"
@@ -59,16 +59,21 @@ class Painter:
     Args:
         base: an opened base; None is the bundled one.
         device: None takes the fastest that works.
-        dtype: of the UNet and text encoder; None takes what the device is fast at.
+        dtype: of the network and the text encoders; None takes what the device is fast at.
     """
 
-    def __init__(self, base: StableDiffusion | None = None, device: str | None = None, dtype: str | None = None):
+    def __init__(self, base: Base | None = None, device: str | None = None, dtype: str | None = None):
         self.base = base or bases.open_base(zoo.bundled_base())
         self.device, _ = devices.choose(device)
         self.dtype = getattr(torch, dtype) if dtype else devices.compute_dtype(self.device)[0]
         self.pipe = self.base.pipeline(self.device, self.dtype)
         self.pipe.vae.to(torch.float32)  # its rounding shows, and some VAEs overflow in float16
         devices.trim()
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The one that predicts noise."""
+        return getattr(self.pipe, self.base.component)
 
     def networks(self) -> dict[str, torch.nn.Module]:
         """The networks that a LoRA may change, by component name."""
@@ -98,15 +103,14 @@ class Painter:
             return kept
 
         first = recipes[0]
-        negative = [r.negative for r in recipes]
         noise = [torch.Generator().manual_seed(r.seed) for r in recipes]
         with inject.applied(self.networks(), deltas):
             drawn = self.pipe(
-                [r.prompt for r in recipes], negative_prompt=negative if any(negative) else None, generator=noise,
-                num_inference_steps=first.steps, guidance_scale=first.guidance, width=first.width_px,
+                [r.prompt for r in recipes], generator=noise, num_inference_steps=first.steps, width=first.width_px,
                 height=first.height_px, output_type="latent", callback_on_step_end=after_step,
+                **self.base.steering([r.negative for r in recipes], first.guidance),
             )  # fmt: skip
-        return drawn.images.float()
+        return self.base.unpacked(drawn.images.float(), (first.width_px, first.height_px))
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
@@ -159,16 +163,19 @@ def generate(
     wanted = [prompts] if isinstance(prompts, str) else list(prompts or ([past["prompt"]] if past else []))
     if not wanted and not (grid or "").startswith("prompt="):
         raise UsageError("there is nothing to draw", expected="a PROMPT, --like FILE.png or --grid prompt=a|b")
+    if negative and not opened.guided_twice:
+        raise UsageError(f"{opened.folder.path.name} is guided by a number and reads no negative prompt", where="--negative",
+                         advice="say in the prompt what should be there instead")  # fmt: skip
     tell(Phase("load base"))
     painter = Painter(opened, device or past.get("device"), dtype or past.get("dtype"))
-    width, height = _size(size or past.get("size") or str(painter.base.resolution_px), painter.base.factor)
+    width, height = _size(size or past.get("size") or str(painter.base.resolution_px), painter.base.drawn_step_px)
     recipe = Recipe(
         prompt=wanted[0] if wanted else "", negative=past.get("negative", "") if negative is None else negative,
         seed=int(past.get("seed", 0)) if seed is None else seed,
         steps=steps or int(past.get("steps", 0)) or painter.default("steps", 25),
         guidance=guidance if guidance is not None else past.get("guidance", painter.default("guidance", opened.guidance)),
         width_px=width, height_px=height, loras=uses, base=painter.base.folder.path.name,
-        base_sha256=painter.base.folder.digest("unet"), dtype=str(painter.dtype).removeprefix("torch."),
+        base_sha256=painter.base.folder.digest(painter.base.component), dtype=str(painter.dtype).removeprefix("torch."),
         device=painter.device.type,
     )  # fmt: skip
     _same_base(past, recipe, tell)
@@ -208,7 +215,7 @@ def _lora_path(entry: str | Path | tuple[str | Path, float]) -> tuple[Path, floa
 
 
 def _loaded(
-    paths: Sequence[tuple[Path, float]], past: Mapping[str, Any], like: str | Path | None, base: StableDiffusion, strict: bool,
+    paths: Sequence[tuple[Path, float]], past: Mapping[str, Any], like: str | Path | None, base: Base, strict: bool,
     tell: Tell,
 ) -> tuple[tuple[Use, ...], list[tuple[Delta, float]]]:  # fmt: skip
     """The LoRAs given, or with `like` the ones that its recipe names, found by their SHA-256."""
@@ -241,15 +248,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _size(text: str, factor: int) -> tuple[int, int]:
+def _size(text: str, step_px: int) -> tuple[int, int]:
     width, _, height = text.lower().partition("x")
     if not (width.isdigit() and (height or width).isdigit()):
         raise UsageError(f"size {text!r} is not understood", where="--size", expected="e.g. 512 or 768x512")
     sides = int(width), int(height or width)
-    if any(side % factor or not side for side in sides):
-        near = "x".join(str(max(1, round(side / factor)) * factor) for side in sides)
+    if any(side % step_px or not side for side in sides):
+        near = "x".join(str(max(1, round(side / step_px)) * step_px) for side in sides)
         raise UsageError(
-            f"size {text} does not fit the base", where="--size", expected=f"multiples of {factor}", advice=near
+            f"size {text} does not fit the base", where="--size", expected=f"multiples of {step_px}", advice=near
         )
     return sides
 
