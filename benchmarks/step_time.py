@@ -3,6 +3,7 @@
     python -m benchmarks.step_time                      # the bundled base, batch 4 and 16
     python -m benchmarks.step_time --base sd15 --px 256 # Stable Diffusion 1.5's shapes with random weights
     python -m benchmarks.step_time --base sdxl --px 512 # Stable Diffusion XL's
+    python -m benchmarks.step_time --base flux1 --px 512 --blocks 2 4  # FLUX.1's widths, with 2 + 4 of its 19 + 38 blocks
 
 The limit is the frozen network's forward and its backward to the inputs only, as diffusers computes them: what a LoRA step
 has to do. DeltaW's attention and convolutions are its own where that is faster, so that it may fall below. All compute in the device's
@@ -24,22 +25,26 @@ from torch import nn
 
 from deltaw import device as devices
 from deltaw import inject
-from deltaw.families import kernels, sd, sd_xl
+from deltaw.families import flux, kernels, sd, sd_xl
 from deltaw.families.networks import VARIANTS
 from deltaw.zoo import bundled_base
 
-SHAPES = {"sd15": VARIANTS["sd1"]["unet"][1], "sdxl": VARIANTS["sdxl"]["unet"][1]}
-"""The UNets of published bases, by name."""
+SHAPES: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "sd15": VARIANTS["sd1"]["unet"], "sdxl": VARIANTS["sdxl"]["unet"], "flux1": VARIANTS["flux1"]["transformer"],
+}  # fmt: skip
+"""Class and shapes of published bases' networks, by name."""
 
 
-def network(name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A frozen UNet as diffusers has it: the bundled base's, or one of a published base's shapes with random weights."""
+def network(name: str, device: torch.device, dtype: torch.dtype, **changes: Any) -> Any:
+    """A frozen network as diffusers has it: the bundled base's, or one of a published base's shapes with random weights."""
     if name == "bundled":
         found = UNet2DConditionModel.from_pretrained(bundled_base(), subfolder="unet", torch_dtype=dtype)
     else:
         torch.manual_seed(0)
         torch.set_default_dtype(dtype)
-        found = UNet2DConditionModel(**SHAPES[name])
+        kind, shapes = SHAPES[name]
+        with device:
+            found = kind(**{**shapes, **changes})
         torch.set_default_dtype(torch.float32)
     return found.to(device).eval().requires_grad_(False)
 
@@ -53,28 +58,33 @@ def twin(model: Any) -> nn.Module:
 
 
 def inputs(config: Any, px: int, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What a UNet of that config reads for a batch of pictures of `px`; numbers drawn at random."""
+    """What a network of that config reads for a batch of pictures of `px`, what it denoises first; numbers drawn at random."""
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(shape).to(device, dtype)
+
+    if "joint_attention_dim" in config:
+        x = numbers(batch, config.in_channels // 4, px // 8, px // 8)
+        text = numbers(batch, flux.N_TOK, config.joint_attention_dim), numbers(batch, config.pooled_projection_dim)
+        return flux.arguments(config, x, torch.rand(batch).to(device, dtype), *text)
     asked: dict[str, Any] = {
-        "sample": torch.randn(batch, config.in_channels, px // 8, px // 8).to(device, dtype),
+        "sample": numbers(batch, config.in_channels, px // 8, px // 8),
         "timestep": torch.randint(1000, (batch,)).to(device),
-        "encoder_hidden_states": torch.randn(batch, 77, config.cross_attention_dim).to(device, dtype),
+        "encoder_hidden_states": numbers(batch, 77, config.cross_attention_dim),
+        "return_dict": False,
     }
     if config.addition_embed_type:  # XL is told the text's summary and the picture's size
         sizes = torch.tensor([[px, px, 0, 0, px, px]]).expand(batch, -1).to(device)
-        asked["added_cond_kwargs"] = {
-            "text_embeds": torch.randn(batch, sd_xl.n_pooled(config)).to(device, dtype),
-            "time_ids": sizes,
-        }
+        asked["added_cond_kwargs"] = {"text_embeds": numbers(batch, sd_xl.n_pooled(config)), "time_ids": sizes}
     return asked
 
 
-def contenders(name: str, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
+def contenders(limit: Any, targets: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Three networks on the same weights."""
-    limit = network(name, device, dtype)
     ours, theirs = twin(limit), twin(limit)
     kernels.speed_up(ours, device, dtype)
-    inject.wrap(ours, sd.StableDiffusion.targets, 8, 8.0, torch.Generator().manual_seed(0))
-    theirs.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    inject.wrap(ours, targets, 8, 8.0, torch.Generator().manual_seed(0))
+    theirs.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=f".*{targets}"))
     for parameter in theirs.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -83,8 +93,9 @@ def contenders(name: str, device: torch.device, dtype: torch.dtype) -> dict[str,
 
 def step(model: nn.Module, asked: Mapping[str, Any], *, to_inputs: bool) -> None:
     """Forward, a squared loss, backward."""
-    x = asked["sample"].detach().requires_grad_(to_inputs)
-    model(**{**asked, "sample": x}, return_dict=False)[0].float().square().mean().backward()
+    first = next(iter(asked))
+    x = asked[first].detach().requires_grad_(to_inputs)
+    model(**{**asked, first: x})[0].float().square().mean().backward()
 
 
 def measure(
@@ -110,17 +121,20 @@ def main() -> None:
     parser.add_argument("--px", type=int)
     parser.add_argument("--batch", type=int, nargs="+")
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--blocks", type=int, nargs=2, help="FLUX.1's double and single blocks, where all are too many")
     args = parser.parse_args()
     device, why = devices.choose()
     dtype, _ = devices.compute_dtype(device)
     px, batches = (
-        args.px or {"bundled": 128, "sd15": 256, "sdxl": 512}[args.base],
+        args.px or {"bundled": 128, "sd15": 256}.get(args.base, 512),
         args.batch or ([4, 16] if args.base == "bundled" else [1]),
     )
     print(
         f"{args.base}, {px} px, {str(dtype).removeprefix('torch.')} on {device} ({why}), torch {torch.__version__}, {args.runs} runs"
     )
-    models = contenders(args.base, device, dtype)
+    cut = dict(zip(("num_layers", "num_single_layers"), args.blocks or (), strict=False))
+    targets = flux.Flux.targets if args.base == "flux1" else sd.StableDiffusion.targets
+    models = contenders(network(args.base, device, dtype, **cut), targets, device, dtype)
     config = models["limit"].config
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     for batch in batches:
