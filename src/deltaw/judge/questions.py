@@ -13,6 +13,7 @@ from deltaw.diffusion.objective import Objective, mix
 from deltaw.diffusion.schedule import Schedule
 
 BATCH = 16
+"""Questions that are asked at a time, where memory suffices."""
 LEAST_TIMES = 8
 """Times a picture is measured at, at least: one in each eighth of the schedule."""
 
@@ -54,11 +55,16 @@ class Questions:
     times: Tensor
 
     @torch.no_grad()
-    def losses(self, predict: Predict) -> Tensor:
-        """Mean squared error of every answer, (n, k) float64: picture by question."""
+    def losses(self, predict: Predict, at_a_time: int = BATCH) -> Tensor:
+        """Mean squared error of every answer, (n, k) float64: picture by question.
+
+        Args:
+            predict: the network's answer to some questions.
+            at_a_time: of them at most.
+        """
         found = torch.zeros(self.times.shape, dtype=torch.float64)
         for group in self.groups:
-            for part in torch.arange(len(group.x)).split(BATCH):
+            for part in torch.arange(len(group.x)).split(at_a_time):
                 prediction = predict(group.x[part], group.times[part], group.text(part)).float().cpu()
                 error = (prediction - group.target[part]).square().flatten(1).mean(1)
                 found[group.owner[part], group.number[part]] = error.double()

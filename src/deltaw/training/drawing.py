@@ -64,7 +64,9 @@ def draw(session: Session, data: Feed, result: str) -> Drawn:
     """
     columns, folder = asking.columns(session.plan), session.folder
     painter = Painter(session.base, str(session.device), session.plan.settings.dtype)
-    rows = _rows(session, painter, columns, result)
+    drawn = _latents(session, painter, columns, result)
+    painter.let_go()
+    rows = [_Row(name, latents, painter.decode(latents)) for name, latents in drawn.items()]
     word = "recommended" if session.plan.settings.pick == "best" else "the file"
     labels = [f"{row.name}\n{word}" if row.name == result else row.name for row in rows]
     with tensorfile.replacing(folder.sheet) as temporary:
@@ -73,7 +75,8 @@ def draw(session: Session, data: Feed, result: str) -> Drawn:
     return Drawn(folder.sheet, _copies(session, data, painter, columns, rows, result))
 
 
-def _rows(session: Session, painter: Painter, columns: Sequence[Column], result: str) -> list[_Row]:
+def _latents(session: Session, painter: Painter, columns: Sequence[Column], result: str) -> dict[str, Tensor]:
+    """What each row shows, not yet decoded: while the network is there, the VAE's memory is not."""
     settings, folder = session.plan.settings, session.folder
     files = [("base", None)]
     files += [(f"step {s}", folder.snapshot(s)) for s in session.plan.marks if folder.snapshot(s).exists()]
@@ -85,13 +88,12 @@ def _rows(session: Session, painter: Painter, columns: Sequence[Column], result:
                settings.resolution, (), session.base.folder.path.name, "", settings.dtype, session.device.type)
         for c in columns
     ]  # fmt: skip
-    rows = []
+    drawn = {}
     for name, file in files:
         deltas = [(formats.load(file, shapes=session.shapes)[0], 1.0)] if file else []
-        latents = painter.latents(recipes, deltas)
-        rows.append(_Row(name, latents, painter.decode(latents)))
-        session.tell(Tick(len(rows) * len(recipes)))
-    return rows
+        drawn[name] = painter.latents(recipes, deltas)
+        session.tell(Tick(len(drawn) * len(recipes)))
+    return drawn
 
 
 def _copies(

@@ -57,6 +57,11 @@ class Forecast:
         """The phase that decides whether the run fits."""
         return max(self.memory, key=lambda need: need.n_bytes)
 
+    @property
+    def at_a_time(self) -> int:
+        """Questions that are asked at a time."""
+        return memory.at_a_time(self.graph, self.job)
+
     def disk_bytes(self, place: str) -> int:
         """Bytes that one place needs."""
         return sum(n_bytes for where, n_bytes, _ in self.disk if where == place)

@@ -43,6 +43,7 @@ class Judge:
         """Losses (n, k), picture by question, by step, 0 being the base."""
         self.drifts: dict[int, Drift] = {}
         self.means: list[Candidate] = []
+        self.at_a_time = session.outlook.predicted.at_a_time
         self._of_base: tuple[Tensor, Tensor] | None = None
         self._restore(history)
 
@@ -66,7 +67,7 @@ class Judge:
 
     def losses(self, work: Work) -> Tensor:
         """The answers' errors (n, k) with the adapter as it stands."""
-        return self.questions.losses(lambda x, times, text: loop.predict(work, x, times, text))
+        return self.questions.losses(lambda x, times, text: loop.predict(work, x, times, text), self.at_a_time)
 
     def tell(self, score: Score) -> None:
         """Says how a snapshot does."""
@@ -121,6 +122,10 @@ class Judge:
         group = self.questions.groups[0]
         few = torch.linspace(0, len(group.x) - 1, asking.N_DRIFT).long()
         plain = self.plain[torch.arange(asking.N_DRIFT) % len(self.plain)]
-        answers = (loop.predict(work, group.x[few], group.times[few], text) for text in (plain, group.text(few)))
-        first, second = (answer.float().cpu() for answer in answers)
-        return first, second
+
+        def answers(text: Tensor) -> Tensor:
+            parts = torch.arange(len(few)).split(self.at_a_time)
+            said = (loop.predict(work, group.x[few[i]], group.times[few[i]], text[i]) for i in parts)
+            return torch.cat([part.float().cpu() for part in said])
+
+        return answers(plain), answers(group.text(few))

@@ -26,6 +26,8 @@ MOST_SIZES = 5
 """Whose kernels are there at a time: oneDNN keeps the latest 1024."""
 SCATTERED = 1.3
 """Memory that the C library holds for a step's tensors, over their own bytes: freed pieces lie between those in use. Measured likewise."""
+SMALL_BYTES = 256_000_000
+"""That is not saved at the cost of time."""
 OPTIMIZER_STATES = {"adamw": 2}
 """Numbers that an optimizer keeps for each trained one."""
 
@@ -89,6 +91,22 @@ def _sizes_px(made: Plan) -> tuple[tuple[int, int], ...]:
     return tuple(dict.fromkeys(made.sizes_px[i] for i in (*made.training, *made.held_out)))
 
 
+def at_a_time(graph: Graph, work: Job) -> int:
+    """Questions asked at a time: `questions.BATCH`, or as many as need no more memory than a training step does.
+
+    Few at a time cost little where a single one keeps the device busy, as those that need much memory do.
+    """
+    room = max(_scattered(graph.step.peak_bytes), SMALL_BYTES)
+    fitting = (
+        n for n in (questions.BATCH >> i for i in range(questions.BATCH.bit_length())) if _asked(graph, work, n) <= room
+    )
+    return next(fitting, 1)
+
+
+def _asked(graph: Graph, work: Job, n: int) -> int:
+    return _scattered(graph.asked(n, work.dtype))
+
+
 def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mapping[str, int]) -> tuple[Need, ...]:
     """Every phase's need.
 
@@ -101,7 +119,8 @@ def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mappi
     """
     states = OPTIMIZER_STATES[optimizer] * graph.adapter_bytes
     trained = graph.network_bytes + graph.adapter_bytes + states + read_bytes
-    asked = _scattered(graph.asked(questions.BATCH, work.dtype))
+    n_asked = at_a_time(graph, work)
+    asked = _asked(graph, work, n_asked)
     step = _scattered(graph.step.peak_bytes) + graph.layer(work.dtype)
     proof = graph.asked(verify.BATCH, torch.float32) + graph.layer(torch.float32) + 2 * graph.adapter_bytes
     return (
@@ -110,7 +129,7 @@ def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mappi
         Need("train", trained + step,
              f"network {size(graph.network_bytes)}; adapters and optimizer {size(graph.adapter_bytes + states)}; a step of "
              f"{_count(work.batch, work.largest_px)} {size(step)}; latents and texts {size(read_bytes)}"),
-        Need("judge", trained + asked, f"the same without gradients, {questions.BATCH} pictures at a time {size(asked)}"),
+        Need("judge", trained + asked, f"the same without gradients, {n_asked} pictures at a time {size(asked)}"),
         Need("save", trained + 2 * (graph.adapter_bytes + states), "copies of adapters and optimizer beside the network"),
         Need("prove", trained + proof, f"one layer at a time in float32, {verify.BATCH} questions at a time {size(proof)}"),
         _drawing(graph, work),
@@ -132,9 +151,12 @@ def _drawing(graph: Graph, work: Job) -> Need:
     n = work.n_drawn * (2 if work.guided else 1)
     drawn = _scattered(n * graph.draw.peak_bytes * work.dtype.itemsize // 4) + graph.layer(work.dtype)
     weights = graph.network_bytes + graph.drawing_text_bytes + graph.vae_bytes
-    most = max(drawn, graph.decode.peak_bytes)
-    why = f"{n} predictions at a time {size(drawn)}" if most == drawn else f"one picture decoded {size(most)}"
-    return Need("draw", weights + most, f"network, text encoder and VAE {size(weights)}; {why}")
+    predicted, decoded = weights + drawn, graph.vae_bytes + graph.decode.peak_bytes
+    why = (
+        f"network, text encoder and VAE {size(weights)}; {n} predictions at a time {size(drawn)}" if predicted >= decoded
+        else f"the VAE in float32 {size(graph.vae_bytes)}, the others being gone; one picture decoded {size(graph.decode.peak_bytes)}"
+    )  # fmt: skip
+    return Need("draw", max(predicted, decoded), why)
 
 
 def _scattered(n_bytes: int) -> int:

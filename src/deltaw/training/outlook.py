@@ -114,7 +114,8 @@ class Outlook:
     def _take(self, work: Work, step_s: float) -> None:
         exact_s = trial.exact(work.base, work.network, self.predicted.job, work.device)
         short = step_s < trial.SHORT_S  # a small step is slower for its arithmetic than many questions together
-        ask_s = trial.ask(work.base, work.network, self.predicted.job, work.device) if short else None
+        job, n = self.predicted.job, self.predicted.at_a_time
+        ask_s = trial.ask(work.base, work.network, job, work.device, n) if short else None
         draw_s, decode_s = self._drawing or (None, None)
         self._measured = Measured(step_s, exact_s, ask_s, draw_s, decode_s)
 

@@ -18,7 +18,6 @@ from deltaw.events import Phase, Tell
 from deltaw.families import blueprint
 from deltaw.families.base import Base
 from deltaw.inject import Wrapped
-from deltaw.judge.questions import BATCH
 from deltaw.training import asking
 from deltaw.training.exactly import exactly
 from deltaw.training.graph import Job
@@ -36,7 +35,7 @@ class Measured:
     Args:
         step_s: of one training step on the largest bucket, without the optimizer's part.
         exact_s: of one picture's prediction in float32.
-        ask_s: of one question among `questions.BATCH`; None where it was not tried.
+        ask_s: of one question among as many as are asked at a time; None where it was not tried.
         draw_s: of one denoising step for all that is drawn together; None where it was not tried.
         decode_s: of one latent's decoding; None likewise.
     """
@@ -78,11 +77,11 @@ def exact(base: Base, network: nn.Module, job: Job, device: torch.device) -> flo
         return _seconds(lambda: base.denoise(network, x, times, text), device)
 
 
-def ask(base: Base, network: nn.Module, job: Job, device: torch.device) -> float:
-    """Seconds of one question among as many as are asked at a time."""
-    x, times, text = questions(base, replace(job, batch=BATCH), job.dtype, device)
+def ask(base: Base, network: nn.Module, job: Job, device: torch.device, n: int) -> float:
+    """Seconds of one question among `n`."""
+    x, times, text = questions(base, replace(job, batch=n), job.dtype, device)
     with torch.no_grad():
-        return _seconds(lambda: base.denoise(network, x, times, text), device) / BATCH
+        return _seconds(lambda: base.denoise(network, x, times, text), device) / n
 
 
 def questions(base: Base, job: Job, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,6 +129,7 @@ def _draw(base: Base, recipes: list[Recipe], dtype: str, device: torch.device) -
         return at[-1] - at[0] < SHORT_S
 
     latents = painter.latents(recipes, [], go_on)
+    painter.let_go()
     return at[-1] - at[-2], _seconds(lambda: painter.decode(latents[:1]), device)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from deltaw import device as devices
@@ -23,7 +24,7 @@ from deltaw.judge.drift import Drift
 from deltaw.judge.nearness import Gallery, Limits, Nearest
 from deltaw.judge.scores import Interval, Score
 from deltaw.verbs import compare_page, contest
-from deltaw.verbs.contest import Entry, Reference, Row
+from deltaw.verbs.contest import Entry, Reference
 from deltaw.verbs.generate import Painter
 
 N_SUBJECTS = 4
@@ -121,11 +122,13 @@ def compare(
         painter, asked, everyone, steps or painter.default("steps", 25),
         painter.default("guidance", opened.guidance) if guidance is None else guidance, tell,
     )  # fmt: skip
-    moved = contest.drifts(painter, rows[0].latents, asked, everyone, called_by, seed)
+    moved = contest.drifts(painter, rows[0], asked, everyone, called_by, seed)
     losses = contest.ask(painter, known, everyone, seed, tell) if known else []
+    painter.let_go()
+    pictures = [painter.decode(latents) for latents in rows]
     limits, nearest = _nearest(known, rows, asked)
     made = _judged(entries, losses, moved[1:], limits, nearest, target)
-    _write(made, asked, everyone, rows, tell)
+    _write(made, asked, everyone, pictures, tell)
     return made
 
 
@@ -149,16 +152,16 @@ def _prompts(base: Base, words: str) -> list[str]:
 
 
 def _nearest(
-    known: Reference | None, rows: Sequence[Row], asked: Sequence[Column]
+    known: Reference | None, rows: Sequence[Tensor], asked: Sequence[Column]
 ) -> tuple[Limits | None, list[tuple[Nearest, ...]]]:
     """For every entry but the base its drawn pictures' nearest reference pictures."""
     if known is None:
         return None, [() for _ in rows[1:]]
-    h, w = rows[0].latents.shape[2:]
+    h, w = rows[0].shape[2:]
     gallery = Gallery(known.latents, (h, w))
     called = [i for i, column in enumerate(asked) if column.called]
-    limits = gallery.limits(rows[0].latents[called])
-    return limits, [tuple(gallery.nearest(row.latents[called], limits)) for row in rows[1:]]
+    limits = gallery.limits(rows[0][called])
+    return limits, [tuple(gallery.nearest(row[called], limits)) for row in rows[1:]]
 
 
 def _judged(
@@ -225,11 +228,15 @@ def _reach(score: Score) -> str:
 
 
 def _write(
-    made: Comparison, asked: Sequence[Column], everyone: Sequence[Entry], rows: Sequence[Row], tell: Tell
+    made: Comparison,
+    asked: Sequence[Column],
+    everyone: Sequence[Entry],
+    pictures: Sequence[Sequence[Image.Image]],
+    tell: Tell,
 ) -> None:
     """The sheet, the page, the same as JSON, and a table for the listener."""
     labels = [f"{e.name}\nrecommended" if e.name == made.best else e.name for e in everyone]
-    picture = sheet.grid([row.pictures for row in rows], labels, [c.label for c in asked])
+    picture = sheet.grid(pictures, labels, [c.label for c in asked])
     table = [_row(contender) for contender in made.contenders]
     with tensorfile.replacing(made.folder / "sheet.png") as temporary:
         picture.save(temporary, "PNG")

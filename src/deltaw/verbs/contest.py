@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from deltaw import formats, inject
@@ -47,14 +46,6 @@ class Reference:
     latents: Sequence[Tensor]
     captions: Sequence[str]
     digests: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What an entry drew: latents (m, c, h, w) and pictures, one a column."""
-
-    latents: Tensor
-    pictures: Sequence[Image.Image]
 
 
 def load(files: Sequence[str | Path | tuple[str | Path, float]], base: Base, strict: bool,
@@ -118,8 +109,8 @@ def tell_seen(entries: Sequence[Entry], known: Reference, tell: Tell) -> None:
 
 
 def draw(painter: Painter, columns: Sequence[Column], entries: Sequence[Entry], steps: int, guidance: float,
-         tell: Tell) -> list[Row]:  # fmt: skip
-    """One row an entry, the same words and seeds in every one."""
+         tell: Tell) -> list[Tensor]:  # fmt: skip
+    """Latents (m, c, h, w) of one row an entry, the same words and seeds in every one."""
     base = painter.base
     side, dtype = base.resolution_px, str(painter.dtype).removeprefix("torch.")
     recipes = [
@@ -131,8 +122,7 @@ def draw(painter: Painter, columns: Sequence[Column], entries: Sequence[Entry], 
     tell(Phase("draw", len(entries) * len(columns), "pictures"))
     rows = []
     for entry in entries:
-        latents = painter.latents(recipes, entry.deltas)
-        rows.append(Row(latents, painter.decode(latents)))
+        rows.append(painter.latents(recipes, entry.deltas))
         tell(Tick(len(rows) * len(columns), entry.name))
     return rows
 

@@ -112,6 +112,12 @@ class Painter:
             )  # fmt: skip
         return self.base.unpacked(drawn.images.float(), (first.width_px, first.height_px))
 
+    def let_go(self) -> None:
+        """Gives back all but the VAE: what was drawn can still be decoded, which needs much memory, and nothing more drawn."""
+        for name in self.networks():
+            setattr(self.pipe, name, None)
+        devices.give_back()
+
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
         """Latents (n, c, h/f, w/f) as pictures; the VAE runs in float32, one picture at a time, since it needs most memory."""
