@@ -24,7 +24,7 @@ from peft import LoraConfig
 from torch import nn
 
 from deltaw import device as devices
-from deltaw import inject
+from deltaw import inject, int8
 from deltaw.families import flux, kernels, sd, sd_xl
 from deltaw.families.networks import VARIANTS
 from deltaw.zoo import bundled_base
@@ -79,9 +79,11 @@ def inputs(config: Any, px: int, batch: int, device: torch.device, dtype: torch.
     return asked
 
 
-def contenders(limit: Any, targets: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def contenders(limit: Any, targets: str, device: torch.device, dtype: torch.dtype, *, packed: bool) -> dict[str, Any]:
     """Three networks on the same weights."""
     ours, theirs = twin(limit), twin(limit)
+    if packed:
+        int8.pack_all(ours)
     kernels.speed_up(ours, device, dtype)
     inject.wrap(ours, targets, 8, 8.0, torch.Generator().manual_seed(0))
     theirs.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=f".*{targets}"))
@@ -121,6 +123,7 @@ def main() -> None:
     parser.add_argument("--px", type=int)
     parser.add_argument("--batch", type=int, nargs="+")
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--int8", action="store_true", help="DeltaW keeps the base's linear layers in 8 bits")
     parser.add_argument("--blocks", type=int, nargs=2, help="FLUX.1's double and single blocks, where all are too many")
     args = parser.parse_args()
     device, why = devices.choose()
@@ -134,7 +137,7 @@ def main() -> None:
     )
     cut = dict(zip(("num_layers", "num_single_layers"), args.blocks or (), strict=False))
     targets = flux.Flux.targets if args.base == "flux1" else sd.StableDiffusion.targets
-    models = contenders(network(args.base, device, dtype, **cut), targets, device, dtype)
+    models = contenders(network(args.base, device, dtype, **cut), targets, device, dtype, packed=args.int8)
     config = models["limit"].config
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     for batch in batches:

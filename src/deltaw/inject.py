@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deltaw import adapters
+from deltaw import adapters, int8
 from deltaw.adapters import lora
 from deltaw.delta import Delta, Update
 from deltaw.errors import InputError, UsageError
 
 
 class _LowRankProduct(torch.autograd.Function):
-    """y = x·Wᵀ + b + scale·(x·downᵀ)·upᵀ with W frozen, saving x once, in compute precision.
+    """y = x·Wᵀ + b + scale·(x·downᵀ)·upᵀ with W frozen, perhaps packed (`int8`), saving x once, in compute precision.
 
     Plain autograd would keep x once for the base and once, cast, for the adapter. The rank-r product and the factors in
     compute precision are kept too: they are r / in of x, and making them again costs narrow layers a tenth of the adapter.
@@ -28,26 +28,26 @@ class _LowRankProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, unit: Tensor | None, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:  # fmt: skip
         flat = x.flatten(0, -2)
         low_down, low_up = down.to(x.dtype), (up * scale).to(x.dtype)
         low = flat @ low_down.t()  # (n, r)
-        y = functional.linear(flat, weight, bias).addmm_(low, low_up.t())
-        ctx.save_for_backward(x, weight, low_down, low_up, low)
+        y = functional.linear(flat, int8.unpack(weight, unit, x.dtype), bias).addmm_(low, low_up.t())
+        ctx.save_for_backward(x, weight, unit, low_down, low_up, low)
         ctx.scale, ctx.kind = scale, up.dtype
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, low_down, low_up, low = ctx.saved_tensors
+        x, weight, unit, low_down, low_up, low = ctx.saved_tensors
         flat, g = x.flatten(0, -2), grads[0].flatten(0, -2)
         through = g @ low_up  # (n, r)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (g @ weight).addmm_(through, low_down).view_as(x)
+            grad_x = (g @ int8.unpack(weight, unit, g.dtype)).addmm_(through, low_down).view_as(x)
         grad_up = (g.t() @ low).to(ctx.kind) * ctx.scale
-        return grad_x, None, None, (through.t() @ flat).to(ctx.kind), grad_up, None
+        return grad_x, None, None, None, (through.t() @ flat).to(ctx.kind), grad_up, None
 
 
 class LowRank(nn.Module):
@@ -71,7 +71,9 @@ class LowRankLinear(LowRank):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) -> (…, out) in the dtype of x."""
-        return _LowRankProduct.apply(x, self.base.weight, self.base.bias, self.down, self.up, self.scale)  # type: ignore[no-any-return]
+        base = self.base
+        unit = base.unit if isinstance(base, int8.Int8Linear) else None
+        return _LowRankProduct.apply(x, base.weight, unit, base.bias, self.down, self.up, self.scale)  # type: ignore[no-any-return]
 
 
 class LowRankConv2d(LowRank):
@@ -119,8 +121,7 @@ def wrap(model: nn.Module, targets: str, rank: int, alpha: float, generator: tor
         tensors = lora.init(shape, rank, alpha, generator)
         kind = LowRankLinear if isinstance(module, nn.Linear) else LowRankConv2d
         modules[path] = kind(module, tensors)  # type: ignore[arg-type]
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, modules[path])
+        int8.put(model, path, modules[path])
     return Wrapped(modules, alpha)
 
 
@@ -216,11 +217,17 @@ def _changed(module: nn.Linear | nn.Conv2d, changes: Sequence[tuple[Update, floa
         total = torch.zeros(shape, device=weight.device)
         for update, strength in changes:
             tensors = {name: tensor.to(weight.device) for name, tensor in update.tensors.items()}
-            total += strength * adapters.named(update.algorithm).delta(tensors, shape, weight.detach().float()).float()
+            total += strength * adapters.named(update.algorithm).delta(tensors, shape, _wide(module)).float()
         return _Added(module, total)
     except RuntimeError as error:
         raise InputError(f"the LoRA does not fit the base's weight {list(shape)}", where=path,
                          advice="check which base the LoRA was made for") from error  # fmt: skip
+
+
+def _wide(module: nn.Linear | nn.Conv2d) -> Tensor:
+    """A module's weight in float32."""
+    unit = module.unit if isinstance(module, int8.Int8Linear) else None
+    return int8.unpack(module.weight.detach(), unit, torch.float32).float()
 
 
 def _concatenated(changes: Sequence[tuple[Update, float]]) -> dict[str, Tensor]:
@@ -235,10 +242,11 @@ class _Added(nn.Module):
     def __init__(self, base: nn.Linear | nn.Conv2d, delta: Tensor):
         super().__init__()
         self.base = base
-        self.delta = delta.to(base.weight.dtype)
+        self.delta = delta.to(base.weight.dtype) if base.weight.is_floating_point() else delta.bfloat16()
 
     def forward(self, x: Tensor) -> Tensor:
         base = self.base
+        delta = self.delta.to(x.dtype)
         if isinstance(base, nn.Linear):
-            return base(x) + functional.linear(x, self.delta)
-        return base(x) + functional.conv2d(x, self.delta, None, base.stride, base.padding, base.dilation, base.groups)  # type: ignore[arg-type]
+            return base(x) + functional.linear(x, delta)
+        return base(x) + functional.conv2d(x, delta, None, base.stride, base.padding, base.dilation, base.groups)  # type: ignore[arg-type]

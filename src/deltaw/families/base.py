@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deltaw import device as devices
-from deltaw import families
+from deltaw import families, int8
 from deltaw.diffusion.objective import Objective
 from deltaw.diffusion.schedule import Schedule
 from deltaw.families import kernels, weights
@@ -138,16 +138,21 @@ class Base(ABC):
 
         return encode
 
-    def denoiser(self, device: torch.device, dtype: torch.dtype, *, checkpointing: bool = False) -> nn.Module:
+    def denoiser(
+        self, device: torch.device, dtype: torch.dtype, *, checkpointing: bool = False, packed: bool = False
+    ) -> nn.Module:
         """The network, frozen and in evaluation mode, computing in the way that is fastest there.
 
         With `checkpointing` each block's activations are computed again in the backward pass (Chen et al. 2016,
-        arXiv 1604.06174): the gradients are the same, for less memory and a third to a half more time.
+        arXiv 1604.06174): the gradients are the same, for less memory and a third to a half more time. `packed`
+        linear layers are kept in 8 bits (`int8`).
         """
         _quiet()
         files = self.folder.weights(self.component)
-        found = weights.load(self._kind(), self.config, files, device, dtype)
+        found = weights.load(self._kind(), self.config, files, device, dtype, packed=packed)
         network: Any = found or self._load(self._kind(), self.component, device, dtype)
+        if packed:
+            int8.pack_all(network)
         if checkpointing:
             network.enable_gradient_checkpointing()
         kernels.speed_up(network, device, dtype)
@@ -159,11 +164,11 @@ class Base(ABC):
         """The network's."""
         return self.folder.configs[self.component]
 
-    def pipeline(self, device: torch.device, dtype: torch.dtype) -> Any:
+    def pipeline(self, device: torch.device, dtype: torch.dtype, *, packed: bool = False) -> Any:
         """The whole base as diffusers' own pipeline of its kind, without a progress bar of its own."""
         _quiet()
         kind, options = self._pipeline()
-        options[self.component] = self.denoiser(device, dtype)
+        options[self.component] = self.denoiser(device, dtype, packed=packed)
         pipe = kind.from_pretrained(
             self.folder.path, dtype=dtype, use_safetensors=True, local_files_only=True, **options
         )

@@ -12,6 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from deltaw import int8
 from deltaw.families import kernels, sd_xl
 
 META = torch.device("meta")
@@ -39,9 +40,13 @@ class Blueprint:
         """Tokens that the text encoder reads."""
         return int(self.configs["text_encoder"].get("max_position_embeddings", 77))
 
-    def denoiser(self, dtype: torch.dtype, device: torch.device = META, *, checkpointing: bool = False) -> nn.Module:
+    def denoiser(
+        self, dtype: torch.dtype, device: torch.device = META, *, checkpointing: bool = False, packed: bool = False
+    ) -> nn.Module:
         """The network, frozen, as `Base.denoiser` would load it onto a device."""
         network = self._network(dtype)
+        if packed:
+            int8.pack_all(network)
         if checkpointing:
             network.enable_gradient_checkpointing()
         kernels.speed_up(network, device, dtype)

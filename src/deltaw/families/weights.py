@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltaw import tensorfile
+from deltaw import int8, tensorfile
 
 
 def load(
-    kind: Any, config: Mapping[str, Any], files: Sequence[Path], device: torch.device, dtype: torch.dtype
-) -> nn.Module | None:
+    kind: Any, config: Mapping[str, Any], files: Sequence[Path], device: torch.device, dtype: torch.dtype, *, packed: bool = False,
+) -> nn.Module | None:  # fmt: skip
     """The frozen network in evaluation mode, or None where its files do not hold exactly what `kind` is made of.
 
     diffusers maps the whole file and converts from there, so that a network in bfloat16 from a float16 file needs twice
@@ -27,6 +27,7 @@ def load(
         files: its safetensors files.
         device: where the network goes.
         dtype: of its weights, which are converted as they are read.
+        packed: large linear layers are kept in 8 bits (`int8`), never all of them in more.
     """
     with torch.device("meta"):
         network: nn.Module = kind.from_config(dict(config))
@@ -37,10 +38,15 @@ def load(
     for file in files:
         with tensorfile.lazy(file) as tensors:
             for name in tensors.header.tensors:
-                _put(network, name, tensors.get_tensor(name).to(device, dtype))
+                _put(network, name, tensors.get_tensor(name).to(device), dtype, packed=packed)
     return network.eval()
 
 
-def _put(network: nn.Module, name: str, tensor: torch.Tensor) -> None:
+def _put(network: nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype, *, packed: bool) -> None:
     path, _, leaf = name.rpartition(".")
-    setattr(network.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
+    module = network.get_submodule(path)
+    if packed and leaf == "weight" and int8.fits(module):
+        bias: Any = module.bias  # read before, or put later
+        int8.put(network, path, int8.Int8Linear(*int8.pack(tensor), bias))
+    else:
+        setattr(module, leaf, nn.Parameter(tensor.to(dtype), requires_grad=False))

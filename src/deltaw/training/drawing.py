@@ -63,7 +63,9 @@ def draw(session: Session, data: Feed, result: str) -> Drawn:
         result: the name of what the file holds.
     """
     columns, folder = asking.columns(session.plan), session.folder
-    painter = Painter(session.base, str(session.device), session.plan.settings.dtype)
+    painter = Painter(
+        session.base, str(session.device), session.plan.settings.dtype, packed=session.plan.settings.base_int8
+    )
     drawn = _latents(session, painter, columns, result)
     painter.let_go()
     rows = [_Row(name, latents, painter.decode(latents)) for name, latents in drawn.items()]

@@ -18,7 +18,7 @@ def exactly(network: nn.Module) -> Iterator[None]:
     """Within the context every layer's weights are float32 while it runs, for float32 inputs and no gradients.
 
     The answers are bit for bit those of `network.float()`, at the memory of the network as it is and one layer
-    in float32; bfloat16 and float16 weights are exact in float32, so nothing has to be restored from a copy.
+    in float32. A packed layer (`int8`) widens itself; bfloat16 and float16 weights are exact in float32, so nothing has to be restored from a copy.
     """
     hooks = [hook for unit in _units(network) for hook in _hooks(unit)]
     try:
@@ -39,7 +39,11 @@ def _units(network: nn.Module) -> Iterator[nn.Module]:
 
 def _hooks(unit: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
     kept: dict[nn.Parameter, Tensor] = {}
-    own = [p for p in unit.parameters(recurse=isinstance(unit, LowRank)) if p.dtype is not torch.float32]
+    own = [
+        p
+        for p in unit.parameters(recurse=isinstance(unit, LowRank))
+        if p.dtype is not torch.float32 and p.is_floating_point()
+    ]
 
     def widen(*_: Any) -> None:
         for parameter in own:

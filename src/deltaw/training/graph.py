@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltaw import inject
+from deltaw import inject, int8
 from deltaw.atomic import write_text
 from deltaw.errors import DeltawError
 from deltaw.families import blueprint as blueprints
@@ -42,6 +42,7 @@ class Job:
         n_texts: captions encoded at a time.
         device: that computes, whose way to compute attention decides what a step keeps.
         checkpointing: activations are computed again in the backward pass.
+        base_int8: the base's linear layers are kept in 8 bits.
     """
 
     dtype: torch.dtype
@@ -55,6 +56,7 @@ class Job:
     n_texts: int
     device: torch.device = CPU
     checkpointing: bool = False
+    base_int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,15 @@ def recalled(blueprint: Blueprint, job: Job, root: Path) -> Graph:
 
 def _code() -> list[str]:
     """What the graphs depend on beside the base and the job."""
-    files = (__file__, tracing.__file__, inject.__file__, blueprints.__file__, flux.__file__, *kernels.FILES)
+    files = (
+        __file__,
+        tracing.__file__,
+        inject.__file__,
+        int8.__file__,
+        blueprints.__file__,
+        flux.__file__,
+        *kernels.FILES,
+    )
     return [
         torch.__version__,
         metadata.version("diffusers"),
@@ -141,7 +151,7 @@ def measure(blueprint: Blueprint, job: Job) -> Graph:
     if drawn != job.largest_px:
         draw = _without_gradient(plain, lambda: plain(**blueprint.questions(1, drawn, TRACED_IN)))
     layers = [sum(p.nbytes for p in m.parameters(recurse=False)) for m in plain.modules()]
-    network = blueprint.denoiser(job.dtype, job.device, checkpointing=job.checkpointing)
+    network = blueprint.denoiser(job.dtype, job.device, checkpointing=job.checkpointing, packed=job.base_int8)
     wrapped = inject.wrap(network, job.targets, job.rank, float(job.rank), torch.Generator().manual_seed(0))
     trained = list(wrapped.parameters().values())
     adapter = sum(p.nbytes for p in trained)

@@ -125,7 +125,9 @@ def _load(session: Session, data: Feed) -> tuple[Work, Run]:
     """The network with its adapters, and the run at its start."""
     settings = session.plan.settings
     session.tell(Phase("load the base"))
-    network = session.base.denoiser(session.device, session.dtype, checkpointing=settings.checkpointing)
+    network = session.base.denoiser(
+        session.device, session.dtype, checkpointing=settings.checkpointing, packed=settings.base_int8
+    )
     wrapped = inject.wrap(
         network, settings.targets, settings.rank, settings.alpha, loop.seeded(settings.seed, "init", 0)
     )

@@ -62,7 +62,7 @@ def job(base: Base, made: Plan, **changes: Any) -> Job:
         "largest_px": max(_sizes_px(made), key=lambda size: size[0] * size[1]), "drawn_px": settings.resolution,
         "n_drawn": len(asking.columns(made)), "guided": base.guided_twice and settings.guidance > 1,
         "n_texts": min(feed.TEXT_BATCH, len({"", *made.captions})), "device": torch.device(settings.device),
-        "checkpointing": settings.checkpointing,
+        "checkpointing": settings.checkpointing, "base_int8": settings.base_int8,
     }  # fmt: skip
     return Job(**{**values, **changes})
 
@@ -124,7 +124,7 @@ def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mappi
     step = _scattered(graph.step.peak_bytes) + graph.layer(work.dtype)
     proof = graph.asked(verify.BATCH, torch.float32) + graph.layer(torch.float32) + 2 * graph.adapter_bytes
     return (
-        Need("load", graph.network_bytes, f"the network in {_name(work.dtype)}, {size(graph.network_bytes)}"),
+        Need("load", graph.network_bytes, f"the network in {_name(work.dtype)}{' and 8 bits' * work.base_int8}, {size(graph.network_bytes)}"),
         *_encoding(graph, files),
         Need("train", trained + step,
              f"network {size(graph.network_bytes)}; adapters and optimizer {size(graph.adapter_bytes + states)}; a step of "

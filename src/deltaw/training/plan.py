@@ -69,6 +69,7 @@ class Settings:
     dtype: str
     save_dtype: str
     checkpointing: bool
+    base_int8: bool
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ def _choose_model(choose: _Chooser, base: Base) -> None:
     dtype, why = devices.compute_dtype(device)
     choose.pick("dtype", str(dtype).removeprefix("torch."), why)
     choose.pick("checkpointing", False, "activations are kept where memory suffices, which is faster", "default")
+    choose.pick("base_int8", False, "the base is trained on as it is", "default")
     choose.pick("save_dtype", "float16", "half the size; its rounding is measured after the run", "default")
     rank = choose.pick("rank", 16, "enough for a style or a subject on a base of this size")
     choose.pick("alpha", float(rank), "equal to the rank, so that a change of rank alone keeps the strength")

@@ -77,6 +77,7 @@ def _changes(base: Base, made: Plan) -> Iterator[Sequence[Change]]:
     yield [(f"--batch {n}", {"batch": n}) for n in batches]
     if settings.dtype == "float32":
         yield [("--set dtype=bfloat16", {"dtype": torch.bfloat16})]
+    yield [("--set base_int8=true", {"base_int8": True})]
     yield [("--set 'prompts=[\"…\"]' with a single one", {"n_drawn": 1})]
     step = base.bucket_step_px
     sides = range(settings.resolution - step, max(step, settings.resolution // 2) - 1, -step)

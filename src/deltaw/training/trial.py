@@ -94,7 +94,7 @@ def questions(base: Base, job: Job, dtype: torch.dtype, device: torch.device) ->
 def load_and_step(base: Base, made: Plan, job: Job, device: torch.device) -> Measured:
     """`step` with a network that is loaded for it and released."""
     settings = made.settings
-    network = base.denoiser(device, job.dtype, checkpointing=job.checkpointing)
+    network = base.denoiser(device, job.dtype, checkpointing=job.checkpointing, packed=job.base_int8)
     generator = torch.Generator().manual_seed(settings.seed)
     wrapped = inject.wrap(network, settings.targets, settings.rank, settings.alpha, generator)
     step_s = step(base, network, wrapped, job, device)
@@ -110,16 +110,16 @@ def sample(base: Base, made: Plan, device: torch.device, tell: Tell) -> tuple[fl
     settings = made.settings
     tell(Phase("try one sample"))
     recipe = Recipe("", "", 0, 2, settings.guidance, settings.resolution, settings.resolution, (), "", "", "", "")
-    seconds = _draw(
-        base, [replace(recipe, prompt=column.prompt) for column in asking.columns(made)], settings.dtype, device
-    )
+    painter = Painter(base, str(device), settings.dtype, packed=settings.base_int8)
+    seconds = _draw(painter, [replace(recipe, prompt=column.prompt) for column in asking.columns(made)])
+    del painter
     devices.give_back()
     return seconds
 
 
-def _draw(base: Base, recipes: list[Recipe], dtype: str, device: torch.device) -> tuple[float, float]:
-    """Seconds of one step of drawing the recipes and of decoding the first; the painter is gone afterwards."""
-    painter = Painter(base, str(device), dtype)
+def _draw(painter: Painter, recipes: list[Recipe]) -> tuple[float, float]:
+    """Seconds of one step of drawing the recipes and of decoding the first; the painter can then draw no more."""
+    device = painter.device
     at = [time.perf_counter()]
 
     def go_on() -> bool:

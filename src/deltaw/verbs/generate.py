@@ -60,13 +60,16 @@ class Painter:
         base: an opened base; None is the bundled one.
         device: None takes the fastest that works.
         dtype: of the network and the text encoders; None takes what the device is fast at.
+        packed: the network's linear layers are kept in 8 bits.
     """
 
-    def __init__(self, base: Base | None = None, device: str | None = None, dtype: str | None = None):
+    def __init__(
+        self, base: Base | None = None, device: str | None = None, dtype: str | None = None, *, packed: bool = False
+    ):  # fmt: skip
         self.base = base or bases.open_base(zoo.bundled_base())
         self.device, _ = devices.choose(device)
         self.dtype = getattr(torch, dtype) if dtype else devices.compute_dtype(self.device)[0]
-        self.pipe = self.base.pipeline(self.device, self.dtype)
+        self.pipe = self.base.pipeline(self.device, self.dtype, packed=packed)
         self.pipe.vae.to(torch.float32)  # its rounding shows, and some VAEs overflow in float16
         devices.trim()
 
