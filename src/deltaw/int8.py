@@ -39,11 +39,13 @@ class Int8Linear(nn.Linear):
         bias: (out,) or None.
     """
 
+    unit: Tensor
+
     def __init__(self, weight: Tensor, unit: Tensor, bias: Tensor | None):
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.unit = nn.Parameter(unit, requires_grad=False)
+        self.register_buffer("unit", unit)  # diffusers takes the first parameter's precision for the network's
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from deltaw import inject
 from deltaw.errors import InputError, UsageError
 from deltaw.families import bases
 from deltaw.verbs import generate as verb
+from deltaw.verbs.generate import Painter, Recipe
 
 FEW = {"steps": 2, "dtype": "float32", "device": "cpu"}
 
@@ -114,3 +115,21 @@ def test_a_picture_without_recipe_is_named(tmp_path: Path) -> None:
         deltaw.generate(like=tmp_path / "plain.png")
     with pytest.raises(InputError, match="cannot be read as a picture"):
         deltaw.generate(like=tmp_path / "absent.png")
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("kind", ["tiny_base", "tiny_xl", "tiny_flux"])
+def test_prompts_that_are_read_first_draw_the_same_and_leave_no_text_encoder(
+    kind: str, guidance: float, request: pytest.FixtureRequest
+) -> None:
+    base = bases.open_base(request.getfixturevalue(kind))
+    recipes = [Recipe(p, "", i, 2, guidance, 64, 64, (), "", "", "", "cpu") for i, p in enumerate(("a red apple", ""))]
+    wanted = Painter(base, "cpu", "float32").draw(recipes)
+    painter = Painter(base, "cpu", "float32", read=recipes)
+    assert painter.pipe.text_encoder is None
+    latents = painter.latents(recipes, [])
+    with pytest.raises(ValueError, match="other prompts"):
+        painter.latents(recipes[:1], [])
+    painter.let_go()
+    assert painter.network is None
+    assert [p.tobytes() for p in painter.decode(latents)] == [p.tobytes() for p in wanted]

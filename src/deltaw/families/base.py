@@ -94,6 +94,10 @@ class Base(ABC):
     def _pipeline(self) -> tuple[Any, dict[str, Any]]:
         """diffusers' pipeline class and what it is opened with."""
 
+    @abstractmethod
+    def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor]:
+        """What an opened pipeline can be called with instead of prompts, and instead of the empty negative ones."""
+
     def steering(self, negative: Sequence[str], guidance: float) -> dict[str, Any]:
         """What the pipeline is called with to guide the drawing of some prompts.
 
@@ -164,11 +168,16 @@ class Base(ABC):
         """The network's."""
         return self.folder.configs[self.component]
 
-    def pipeline(self, device: torch.device, dtype: torch.dtype, *, packed: bool = False) -> Any:
-        """The whole base as diffusers' own pipeline of its kind, without a progress bar of its own."""
+    def pipeline(
+        self, device: torch.device, dtype: torch.dtype, *, packed: bool = False, networkless: bool = False
+    ) -> Any:
+        """The whole base as diffusers' own pipeline of its kind, without a progress bar of its own.
+
+        `networkless` it can read texts and nothing else, until its `component` is set.
+        """
         _quiet()
         kind, options = self._pipeline()
-        options[self.component] = self.denoiser(device, dtype, packed=packed)
+        options[self.component] = None if networkless else self.denoiser(device, dtype, packed=packed)
         pipe = kind.from_pretrained(
             self.folder.path, dtype=dtype, use_safetensors=True, local_files_only=True, **options
         )

@@ -103,6 +103,11 @@ class Flux(Base):
         tokens, pooled, _ = pipe.encode_prompt(list(texts), device=pipe.device)
         return packed(tokens, pooled)
 
+    def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor]:  # noqa: ARG002
+        """What the pipeline can be called with instead of prompts."""
+        tokens, pooled, _ = pipe.encode_prompt(list(prompts), device=pipe.device)
+        return {"prompt_embeds": tokens, "pooled_prompt_embeds": pooled}
+
     def steering(self, negative: Sequence[str], guidance: float) -> dict[str, Any]:  # noqa: ARG002
         """What the pipeline is called with to guide the drawing; nothing is steered away from."""
         return {"guidance_scale": guidance}

@@ -68,6 +68,12 @@ class StableDiffusionXL(StableDiffusion):
         tokens, _, pooled, _ = pipe.encode_prompt(list(texts), device=pipe.device, do_classifier_free_guidance=False)
         return packed(tokens, pooled)
 
+    def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor]:
+        """What the pipeline can be called with instead of prompts."""
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        said = pipe.encode_prompt(list(prompts), device=pipe.device, do_classifier_free_guidance=guidance > 1)
+        return dict(zip(names, said, strict=True))
+
     def _pipeline(self) -> tuple[Any, dict[str, Any]]:
         from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 

@@ -62,14 +62,17 @@ def draw(session: Session, data: Feed, result: str) -> Drawn:
         data: the latents of the trained pictures.
         result: the name of what the file holds.
     """
-    columns, folder = asking.columns(session.plan), session.folder
-    painter = Painter(
-        session.base, str(session.device), session.plan.settings.dtype, packed=session.plan.settings.base_int8
-    )
-    drawn = _latents(session, painter, columns, result)
+    columns, folder, settings = asking.columns(session.plan), session.folder, session.plan.settings
+    recipes = [
+        Recipe(c.prompt, "", c.seed, settings.sample_steps, settings.guidance, settings.resolution,
+               settings.resolution, (), session.base.folder.path.name, "", settings.dtype, session.device.type)
+        for c in columns
+    ]  # fmt: skip
+    painter = Painter(session.base, str(session.device), settings.dtype, packed=settings.base_int8, read=recipes)
+    drawn = _latents(session, painter, recipes, result)
     painter.let_go()
     rows = [_Row(name, latents, painter.decode(latents)) for name, latents in drawn.items()]
-    word = "recommended" if session.plan.settings.pick == "best" else "the file"
+    word = "recommended" if settings.pick == "best" else "the file"
     labels = [f"{row.name}\n{word}" if row.name == result else row.name for row in rows]
     with tensorfile.replacing(folder.sheet) as temporary:
         sheet.grid([row.pictures for row in rows], labels, [c.label for c in columns]).save(temporary, "PNG")
@@ -77,19 +80,14 @@ def draw(session: Session, data: Feed, result: str) -> Drawn:
     return Drawn(folder.sheet, _copies(session, data, painter, columns, rows, result))
 
 
-def _latents(session: Session, painter: Painter, columns: Sequence[Column], result: str) -> dict[str, Tensor]:
-    """What each row shows, not yet decoded: while the network is there, the VAE's memory is not."""
-    settings, folder = session.plan.settings, session.folder
+def _latents(session: Session, painter: Painter, recipes: Sequence[Recipe], result: str) -> dict[str, Tensor]:
+    """What each row shows, not yet decoded: that needs much memory, and the network is in its way."""
+    folder = session.folder
     files = [("base", None)]
     files += [(f"step {s}", folder.snapshot(s)) for s in session.plan.marks if folder.snapshot(s).exists()]
     if result not in dict(files):
         files.append((result, folder.result))
-    session.tell(Phase("draw the contact sheet", len(files) * len(columns), "pictures"))
-    recipes = [
-        Recipe(c.prompt, "", c.seed, settings.sample_steps, settings.guidance, settings.resolution,
-               settings.resolution, (), session.base.folder.path.name, "", settings.dtype, session.device.type)
-        for c in columns
-    ]  # fmt: skip
+    session.tell(Phase("draw the contact sheet", len(files) * len(recipes), "pictures"))
     drawn = {}
     for name, file in files:
         deltas = [(formats.load(file, shapes=session.shapes)[0], 1.0)] if file else []

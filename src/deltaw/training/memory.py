@@ -150,13 +150,14 @@ def _encoding(graph: Graph, files: Mapping[str, int]) -> Sequence[Need]:
 def _drawing(graph: Graph, work: Job) -> Need:
     n = work.n_drawn * (2 if work.guided else 1)
     drawn = _scattered(n * graph.draw.peak_bytes * work.dtype.itemsize // 4) + graph.layer(work.dtype)
-    weights = graph.network_bytes + graph.drawing_text_bytes + graph.vae_bytes
-    predicted, decoded = weights + drawn, graph.vae_bytes + graph.decode.peak_bytes
-    why = (
-        f"network, text encoder and VAE {size(weights)}; {n} predictions at a time {size(drawn)}" if predicted >= decoded
-        else f"the VAE in float32 {size(graph.vae_bytes)}, the others being gone; one picture decoded {size(graph.decode.peak_bytes)}"
-    )  # fmt: skip
-    return Need("draw", max(predicted, decoded), why)
+    reading, decoded = graph.drawing_text_bytes, graph.decode.peak_bytes
+    beside = {
+        f"text encoder {size(reading)}": reading,
+        f"network {size(graph.network_bytes)}; {n} predictions at a time {size(drawn)}": graph.network_bytes + drawn,
+        f"one picture decoded {size(decoded)}": decoded,
+    }
+    why, most = max(beside.items(), key=lambda pair: pair[1])
+    return Need("draw", graph.vae_bytes + most, f"VAE in float32 {size(graph.vae_bytes)}; {why}")
 
 
 def _scattered(n_bytes: int) -> int:

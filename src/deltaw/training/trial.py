@@ -110,8 +110,9 @@ def sample(base: Base, made: Plan, device: torch.device, tell: Tell) -> tuple[fl
     settings = made.settings
     tell(Phase("try one sample"))
     recipe = Recipe("", "", 0, 2, settings.guidance, settings.resolution, settings.resolution, (), "", "", "", "")
-    painter = Painter(base, str(device), settings.dtype, packed=settings.base_int8)
-    seconds = _draw(painter, [replace(recipe, prompt=column.prompt) for column in asking.columns(made)])
+    recipes = [replace(recipe, prompt=column.prompt) for column in asking.columns(made)]
+    painter = Painter(base, str(device), settings.dtype, packed=settings.base_int8, read=recipes)
+    seconds = _draw(painter, recipes)
     del painter
     devices.give_back()
     return seconds

@@ -61,17 +61,36 @@ class Painter:
         device: None takes the fastest that works.
         dtype: of the network and the text encoders; None takes what the device is fast at.
         packed: the network's linear layers are kept in 8 bits.
+        read: recipes whose prompts are read at once, before the network is loaded, and the text encoders given back.
+            Nothing but these can be drawn then, all together, and with no negative prompt or change of a text encoder.
     """
 
     def __init__(
-        self, base: Base | None = None, device: str | None = None, dtype: str | None = None, *, packed: bool = False
+        self, base: Base | None = None, device: str | None = None, dtype: str | None = None, *, packed: bool = False,
+        read: Sequence[Recipe] | None = None,
     ):  # fmt: skip
         self.base = base or bases.open_base(zoo.bundled_base())
         self.device, _ = devices.choose(device)
         self.dtype = getattr(torch, dtype) if dtype else devices.compute_dtype(self.device)[0]
-        self.pipe = self.base.pipeline(self.device, self.dtype, packed=packed)
+        self._known: list[str] = []
+        self._told: dict[str, torch.Tensor] | None = None
+        self.pipe = self.base.pipeline(self.device, self.dtype, packed=packed, networkless=read is not None)
         self.pipe.vae.to(torch.float32)  # its rounding shows, and some VAEs overflow in float16
+        if read is not None:
+            self._read(read)
+            setattr(self.pipe, self.base.component, self.base.denoiser(self.device, self.dtype, packed=packed))
         devices.trim()
+
+    @torch.no_grad()
+    def _read(self, recipes: Sequence[Recipe]) -> None:
+        self._known = [r.prompt for r in recipes]
+        self._told = self.base.told(self.pipe, self._known, recipes[0].guidance)
+        self._drop([name for name in self.networks() if name != self.base.component])
+
+    def _drop(self, names: Sequence[str]) -> None:
+        for name in names:
+            setattr(self.pipe, name, None)
+        devices.give_back()
 
     @property
     def network(self) -> torch.nn.Module:
@@ -105,21 +124,21 @@ class Painter:
             pipe._interrupt = not go_on()  # as diffusers' own guide does it
             return kept
 
-        first = recipes[0]
+        first, prompts = recipes[0], [r.prompt for r in recipes]
+        if self._told is not None and prompts != self._known:
+            raise ValueError("other prompts than those that were read when the painter was made")
         noise = [torch.Generator().manual_seed(r.seed) for r in recipes]
         with inject.applied(self.networks(), deltas):
             drawn = self.pipe(
-                [r.prompt for r in recipes], generator=noise, num_inference_steps=first.steps, width=first.width_px,
-                height=first.height_px, output_type="latent", callback_on_step_end=after_step,
+                **(self._told or {"prompt": prompts}), generator=noise, num_inference_steps=first.steps,
+                width=first.width_px, height=first.height_px, output_type="latent", callback_on_step_end=after_step,
                 **self.base.steering([r.negative for r in recipes], first.guidance),
             )  # fmt: skip
         return self.base.unpacked(drawn.images.float(), (first.width_px, first.height_px))
 
     def let_go(self) -> None:
         """Gives back all but the VAE: what was drawn can still be decoded, which needs much memory, and nothing more drawn."""
-        for name in self.networks():
-            setattr(self.pipe, name, None)
-        devices.give_back()
+        self._drop(list(self.networks()))
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
