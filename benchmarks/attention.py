@@ -1,4 +1,4 @@
-"""Attention forward and backward, torch's fused kernel beside plain operations: `python -m benchmarks.attention`.
+"""Attention forward and backward, torch's fused kernel beside DeltaW's: `python -m benchmarks.attention`.
 
 Milliseconds without gradients / with the backward, the least of several, of the sizes that one layer has; bfloat16 on the CPU.
 """
@@ -24,6 +24,8 @@ SIZES = {
     "SD 1.5, 256 px, 16×16": (1, 8, 256, 256, 80),
     "SD 1.5, 512 px, 64×64": (1, 8, 4096, 4096, 40),
     "SD 1.5, 512 px, 64×64 to text": (1, 8, 4096, 77, 40),
+    "XL, 512 px, 32×32": (1, 10, 1024, 1024, 64),
+    "XL, 1024 px, 64×64": (1, 10, 4096, 4096, 64),
 }
 """(pictures, heads, queries, keys, numbers a head)."""
 RUNS = 5
@@ -56,12 +58,15 @@ def measure(mix: Callable[[Tensor, Tensor, Tensor], Tensor], size: tuple[int, in
 
 
 def main() -> None:
-    print(f"{'':32} fused (ms)       plain")
+    mixes = {
+        "fused": functional.scaled_dot_product_attention,
+        "whole": attention.whole,
+        "in pieces": attention.piecewise,
+    }
+    print(f"{'':32} {'   '.join(f'{name:>14}' for name in mixes)}")
     for name, size in SIZES.items():
-        fused, plain = (measure(mix, size) for mix in (functional.scaled_dot_product_attention, attention.attend))
-        n, heads, queries, keys, _ = size
-        used = "plain" if n * heads * queries * keys <= attention.MOST_WEIGHTS else "fused"
-        print(f"{name:32} {fused}   {plain}   {used} is used")
+        print(f"{name:32} {'   '.join(measure(mix, size) for mix in mixes.values())}")
+    print(f"without gradients pieces are used, with them from {attention.KEPT} weights on")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from deltaw.families import attention, bases, blueprint
 
+Mix = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 CPU = torch.device("cpu")
 
 
@@ -19,11 +21,15 @@ def processors(network: torch.nn.Module) -> list[object]:
     return [m.processor for m in network.modules() if isinstance(m, Attention)]
 
 
+@pytest.mark.parametrize("piece", [1 << 23, 6 * 16 * 5, 6 * 7 * 3])
+@pytest.mark.parametrize("mix", [attention.whole, attention.piecewise])
 @pytest.mark.parametrize("keys", [16, 7])
-def test_attend_is_attention(keys: int) -> None:
+def test_attend_is_attention(keys: int, mix: Mix, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole or in pieces, also ones that do not divide the queries."""
+    monkeypatch.setattr(attention, "PIECE", piece)
     torch.manual_seed(0)
     stored = [torch.randn(2, 3, t, 8, requires_grad=True) for t in (16, keys, keys)]
-    ours, theirs = attention.attend(*stored), functional.scaled_dot_product_attention(*stored)
+    ours, theirs = mix(*stored), functional.scaled_dot_product_attention(*stored)
     assert torch.allclose(ours, theirs, atol=1e-6)
     grad = torch.randn_like(ours)
     for mine, other in zip(
@@ -32,10 +38,25 @@ def test_attend_is_attention(keys: int) -> None:
         assert torch.allclose(mine, other, atol=1e-6)
 
 
-@pytest.mark.parametrize("most", [attention.MOST_WEIGHTS, 0], ids=["plain", "fused"])
-def test_the_network_predicts_the_same(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_pieces_are_used_without_gradients_and_where_weights_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    for name in ("whole", "piecewise"):
+        kept = getattr(attention, name)
+        monkeypatch.setattr(attention, name, lambda *x, name=name, kept=kept: (used.append(name), kept(*x))[1])
+    x = torch.randn(1, 2, 8, 4, requires_grad=True)
+    attention.attend(x, x, x)
+    with torch.no_grad():
+        attention.attend(x, x, x)
+    attention.attend(*(x.detach() for _ in range(3)))
+    monkeypatch.setattr(attention, "KEPT", 2 * 8 * 8 - 1)
+    attention.attend(x, x, x)
+    assert used == ["whole", "piecewise", "piecewise", "piecewise"]
+
+
+@pytest.mark.parametrize("piece", [attention.PIECE, 100])
+def test_the_network_predicts_the_same(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     """As near to float32 as diffusers' own attention in bfloat16, to a fifth."""
-    monkeypatch.setattr(attention, "MOST_WEIGHTS", most)
+    monkeypatch.setattr(attention, "PIECE", piece)
     base = bases.open_base(tiny_base)
     exact = UNet2DConditionModel.from_pretrained(tiny_base / "unet")
     theirs = UNet2DConditionModel.from_pretrained(tiny_base / "unet", torch_dtype=torch.bfloat16)
