@@ -100,7 +100,7 @@ def _tiny_clip() -> Any:
 def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A FLUX.1 dev with random weights: 64 px, two double and two single blocks, a T5 of one layer."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-    from transformers import CLIPTextModel, T5Config, T5EncoderModel
+    from transformers import CLIPTextModel, T5EncoderModel
 
     path = tmp_path_factory.mktemp("tiny-flux")
     torch.manual_seed(0)
@@ -110,8 +110,7 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save_pretrained(path / "transformer")  # fmt: skip
     _tiny_vae(latent_channels=4, shift_factor=0.1159, scaling_factor=0.3611).save_pretrained(path / "vae")
     CLIPTextModel(_tiny_clip()).save_pretrained(path / "text_encoder")
-    t5 = T5Config(vocab_size=64, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu")
-    T5EncoderModel(t5).save_pretrained(path / "text_encoder_2")
+    T5EncoderModel(_tiny_t5()).save_pretrained(path / "text_encoder_2")
     FlowMatchEulerDiscreteScheduler(
         shift=3.0,
         use_dynamic_shifting=True,
@@ -128,6 +127,44 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
              "tokenizer_2": ["transformers", "T5TokenizerFast"]}  # fmt: skip
     (path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", **parts}))
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion 3.5 medium with random weights: 64 px, two blocks of which one has a second attention."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+    from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+    path = tmp_path_factory.mktemp("tiny-sd3")
+    torch.manual_seed(0)
+    SD3Transformer2DModel(
+        sample_size=8, in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2, attention_head_dim=16,
+        caption_projection_dim=32, joint_attention_dim=40, pooled_projection_dim=32, pos_embed_max_size=16, qk_norm="rms_norm",
+        dual_attention_layers=(0,),
+    ).save_pretrained(path / "transformer")  # fmt: skip
+    _tiny_vae(latent_channels=4, shift_factor=0.0609, scaling_factor=1.5305).save_pretrained(path / "vae")
+    for name in ("text_encoder", "text_encoder_2"):
+        CLIPTextModelWithProjection(_tiny_clip()).save_pretrained(path / name)
+    T5EncoderModel(_tiny_t5(d_model=40)).save_pretrained(path / "text_encoder_3")
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(path / "scheduler")
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(bundled_base() / "tokenizer", path / name)
+    _write_t5_tokenizer(path / "tokenizer_3")
+    clip, t5 = ["transformers", "CLIPTextModelWithProjection"], ["transformers", "T5EncoderModel"]
+    parts = {"transformer": ["diffusers", "SD3Transformer2DModel"], "vae": ["diffusers", "AutoencoderKL"],
+             "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], "text_encoder": clip, "text_encoder_2": clip,
+             "text_encoder_3": t5, "tokenizer": ["transformers", "CLIPTokenizer"], "tokenizer_2": ["transformers", "CLIPTokenizer"],
+             "tokenizer_3": ["transformers", "T5TokenizerFast"]}  # fmt: skip
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline", **parts}))
+    return path
+
+
+def _tiny_t5(d_model: int = 24) -> Any:
+    from transformers import T5Config
+
+    return T5Config(
+        vocab_size=64, d_model=d_model, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+    )
 
 
 def _write_t5_tokenizer(path: Path) -> None:

@@ -67,7 +67,7 @@ def watched(start: Start, scratch: Path, n_steps: int) -> Seen:
 def contenders(args: argparse.Namespace, job: Job) -> dict[str, Callable[[Path], Start]]:
     """Every trainer that was given, by name."""
     found: dict[str, Callable[[Path], Start]] = {
-        "DeltaW": lambda out: trainers.deltaw(sys.executable, job, out / "run"),
+        "DeltaW": lambda out: trainers.deltaw(sys.executable, job, out / "run", args.set),
         "plain peft": lambda out: trainers.plain_peft(sys.executable, job, out),
     }
     for name, extra in (("diffusers script", []), ("diffusers script, float32", ["--mixed_precision", "no"])):
@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path("runs/peers"), help="where a made base is kept")
     parser.add_argument("--diffusers-script", type=Path)
     parser.add_argument("--diffusers-python", default=sys.executable)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of DeltaW beside the job's")
     parser.add_argument("--only", nargs="+", help="names of the contenders, if not all")
     parser.add_argument("--kohya", type=Path)
     parser.add_argument("--kohya-python", default=sys.executable)

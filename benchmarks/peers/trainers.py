@@ -42,8 +42,8 @@ def environment(cache: Path) -> dict[str, str]:
     }
 
 
-def deltaw(python: str, job: Job, out: Path) -> Start:
-    """DeltaW with its defaults but for what the job fixes; one snapshot and one prompt, since no peer draws.
+def deltaw(python: str, job: Job, out: Path, more: Sequence[str] = ()) -> Start:
+    """DeltaW with its defaults but for what the job fixes, and `more` settings; one snapshot and one prompt, since no peer draws.
 
     Targets are the peers' whatever the base recommends.
     """
@@ -54,7 +54,7 @@ def deltaw(python: str, job: Job, out: Path) -> Start:
         "prompts": '["a cat"]',
         "targets": sd.StableDiffusion.targets,
     }
-    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    words = [word for pair in (*(f"{k}={v}" for k, v in settings.items()), *more) for word in ("--set", pair)]
     return Start(python, HERE / "deltaw_command.py", [
         "train", str(job.pictures), "--base", str(job.base), "--out", str(out), "--steps", str(job.steps),
         "--batch", str(job.batch), "--rank", str(job.rank), "--resolution", str(job.px), *words,

@@ -15,7 +15,7 @@ import deltaw
 from deltaw import formats, inject
 from deltaw.delta import Delta
 from deltaw.errors import UsageError
-from deltaw.families import base_check, bases, blueprint, flux
+from deltaw.families import base_check, bases, blueprint, flow, flux
 from deltaw.families.networks import VARIANTS
 from deltaw.training import run
 from deltaw.training.tracing import trace
@@ -99,9 +99,9 @@ def test_patches_are_put_together_as_they_were_taken_apart() -> None:
 def test_the_noise_is_that_of_drawing(tiny_flux: Path) -> None:
     """At its own resolution the pipeline shifts the noise so; the published base's largest shift is kohya's 3.1582."""
     scheduler = bases.open_base(tiny_flux).folder.configs["scheduler"]
-    assert flux.shift(scheduler, 4096) == pytest.approx(math.exp(1.15))
-    assert flux.shift(scheduler, 256) == pytest.approx(math.exp(0.5))
-    assert flux.shift({"use_dynamic_shifting": False, "shift": 1.0}, 4096) == 1.0
+    assert flow.shift(scheduler, 4096) == pytest.approx(math.exp(1.15))
+    assert flow.shift(scheduler, 256) == pytest.approx(math.exp(0.5))
+    assert flow.shift({"use_dynamic_shifting": False, "shift": 1.0}, 4096) == 1.0
 
 
 def test_the_blueprint_asks_and_encodes_as_the_base_does(tiny_flux: Path) -> None:

@@ -7,14 +7,15 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deltaw.errors import DeltawError
+from deltaw.errors import DeltawError, InputError
 from deltaw.events import Event, Table, Warn
-from deltaw.families import bases
+from deltaw.families import base_folder, bases
 from deltaw.verbs import base as verb
 from deltaw.zoo import bundled_base
 from tests.spoilt import change
@@ -151,3 +152,16 @@ def test_a_single_file_is_told_from_a_folder(tmp_path: Path, content: bytes, sai
 def test_a_folder_of_pictures_is_no_base(pictures: Callable[..., Path], tiny_base: Path) -> None:
     assert not verb.is_base(pictures(2))
     assert verb.is_base(tiny_base)
+
+
+def test_a_base_behind_a_licence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(*_: object, **__: object) -> str:
+        raise GatedRepoError("403", response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(InputError, match="accepted its licence") as caught:
+        base_folder.find("owner/name")
+    assert "hf auth login" in caught.value.advice

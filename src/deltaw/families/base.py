@@ -95,7 +95,7 @@ class Base(ABC):
         """diffusers' pipeline class and what it is opened with."""
 
     @abstractmethod
-    def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor]:
+    def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor | None]:
         """What an opened pipeline can be called with instead of prompts, and instead of the empty negative ones."""
 
     def steering(self, negative: Sequence[str], guidance: float) -> dict[str, Any]:

@@ -8,22 +8,24 @@ from typing import Any
 
 from deltaw import tensorfile
 from deltaw.errors import InputError
-from deltaw.families import faults, flux_check, unet_check
+from deltaw.families import faults, flux_check, sd3_check, unet_check
 from deltaw.families.faults import FULL_PRECISION, Configs
 from deltaw.tensorheader import Header
 
 TITLES = {
-    "StableDiffusion3": "Stable Diffusion 3", "Flux2": "FLUX.2", "Flux": "FLUX.1 made for another task", "PixArt": "PixArt",
+    "StableDiffusion3": "Stable Diffusion 3 made for another task", "Flux2": "FLUX.2", "Flux": "FLUX.1 made for another task", "PixArt": "PixArt",
     "Kolors": "Kolors", "HunyuanDiT": "Hunyuan-DiT", "StableCascade": "Stable Cascade", "Wan": "Wan", "QwenImage": "Qwen-Image",
 }  # fmt: skip
 """How the class names of pipelines that are not trained here begin."""
-TRAINED = "Stable Diffusion 1.x, 2.x, XL or FLUX.1"
+TRAINED = "Stable Diffusion 1.x, 2.x, XL, 3, 3.5 or FLUX.1"
+OF_PIPELINES: Mapping[Any, Any] = {check.PIPELINE: check for check in (flux_check, sd3_check)}
+"""A pipeline's class name to the module that checks its bases; the others are those of a UNet."""
 
 
 def parts(path: Path, index: Mapping[str, Any]) -> tuple[str, ...]:
     """The parts that hold weights in a folder with this model_index.json."""
-    if index.get("_class_name") == flux_check.PIPELINE:
-        return flux_check.PARTS
+    if index.get("_class_name") in OF_PIPELINES:
+        return OF_PIPELINES[index["_class_name"]].PARTS
     has_second = index.get(unet_check.SECOND) and (path / unet_check.SECOND).is_dir()
     return (*unet_check.PARTS, unet_check.SECOND) if has_second else unet_check.PARTS
 
@@ -34,7 +36,7 @@ def other_family(path: Path, index: Mapping[str, Any]) -> InputError | None:
     Nothing else needs to be said of it then: its parts are not those that are looked for.
     """
     pipeline = str(index.get("_class_name", ""))
-    if pipeline == flux_check.PIPELINE:
+    if pipeline in OF_PIPELINES:
         return None
     return next((_untrained(path, title) for start, title in TITLES.items() if pipeline.startswith(start)), None)
 
@@ -59,7 +61,7 @@ def remarks(path: Path, configs: Configs) -> list[str]:
 
 def _of(configs: Configs) -> Any:
     """The module that checks bases of this family."""
-    return flux_check if configs.get("model_index", {}).get("_class_name") == flux_check.PIPELINE else unet_check
+    return OF_PIPELINES.get(configs.get("model_index", {}).get("_class_name"), unet_check)
 
 
 def single_file(path: Path) -> InputError:

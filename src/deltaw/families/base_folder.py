@@ -12,12 +12,12 @@ from typing import Any
 
 from deltaw import digests, tensorfile
 from deltaw.errors import DeltawError, InputError, refuse_all
-from deltaw.families import base_check, flux_check, unet_check
+from deltaw.families import base_check, flux_check, sd3_check, unet_check
 from deltaw.tensorheader import Header
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-TOKENIZERS = ("tokenizer", "tokenizer_2")
-PARTS = tuple(dict.fromkeys((*unet_check.PARTS, *flux_check.PARTS)))
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+PARTS = tuple(dict.fromkeys((*unet_check.PARTS, *flux_check.PARTS, *sd3_check.PARTS)))
 """Parts of any family's folder that hold weights."""
 
 
@@ -119,12 +119,17 @@ def find(base: str) -> Path:
 
 def _from_hub(repo: str) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["model_index.json", "scheduler/*", *(f"{name}/*" for name in TOKENIZERS)]
     wanted += [f"{part}/*.{kind}" for part in PARTS for kind in ("json", "safetensors")]
     try:
         return Path(huggingface_hub.snapshot_download(repo, allow_patterns=wanted))
+    except GatedRepoError as error:
+        raise InputError(
+            "the hub gives this base only to those who accepted its licence", where=repo, expected="a base that you may use",
+            advice=f"accept it at https://huggingface.co/{repo}, run `hf auth login`, and start again",
+        ) from error  # fmt: skip
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"no folder of that name is here, and the hub did not give it ({type(error).__name__})",

@@ -9,6 +9,7 @@ from deltaw.families.base import Base
 from deltaw.families.base_folder import BaseFolder
 from deltaw.families.flux import Flux
 from deltaw.families.sd import StableDiffusion
+from deltaw.families.sd_3 import StableDiffusion3
 from deltaw.families.sd_xl import StableDiffusionXL
 
 
@@ -23,6 +24,8 @@ def open_base(base: str | Path) -> Base:
 
 def opened(folder: BaseFolder) -> Base:
     """The base in a checked folder, whose family its network's own config tells; others were refused by `base_check`."""
+    if "text_encoder_3" in folder.configs:
+        return StableDiffusion3(folder, "sd3")
     if "transformer" in folder.configs:
         return Flux(folder, "flux1")
     unet = folder.configs["unet"]

@@ -111,7 +111,7 @@ def frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 def of(configs: Mapping[str, Mapping[str, Any]]) -> Blueprint:
     """The blueprint of a base with these configs, whose family they tell."""
     if "transformer" in configs:
-        from deltaw.families.flux_blueprint import FluxBlueprint
+        from deltaw.families.flow_blueprint import FluxBlueprint, StableDiffusion3Blueprint
 
-        return FluxBlueprint(configs)
+        return (StableDiffusion3Blueprint if "text_encoder_3" in configs else FluxBlueprint)(configs)
     return Blueprint(configs)

@@ -6,28 +6,24 @@ bases were distilled: they are told how far to guide as a number (dev), or draw 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from deltaw.diffusion import objective, schedule
-from deltaw.families.base import Base, counter, packed, padded
-from deltaw.families.base_folder import BaseFolder
-from deltaw.families.flux1 import PATCH
+from deltaw.families.base import counter, packed, padded
+from deltaw.families.flow import Flow
+from deltaw.families.flow_check import PATCH
 
 N_TOK = 512
 """T5's tokens that a text has, as in diffusers' pipeline; shorter ones are filled up, and the filling is read too."""
-TEXT_DTYPE = torch.bfloat16
-"""T5's published weights are bfloat16; in float32 they take 19 GB."""
 TRAINED_GUIDANCE = 1.0
 """What a base that is told a guidance is told in training: that of the data itself. At another one it would have to learn
 to undo the guidance first."""
 
 
-class Flux(Base):
+class Flux(Flow):
     """An opened base of FLUX.1.
 
     An encoded text is T5's vectors and, as one more row, CLIP's summary, filled up with zeros.
@@ -36,31 +32,11 @@ class Flux(Base):
     guidance: ClassVar[float] = 3.5
     guided_twice: ClassVar[bool] = False
     targets: ClassVar[str] = r"attn\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)$"
-    dialect: ClassVar[tuple[str, str]] = (
-        "diffusers", "every tool for FLUX.1 reads it; kohya's joins Q, K and V in one module",
-    )  # fmt: skip
-    text_dtype: ClassVar[torch.dtype] = TEXT_DTYPE
-
-    def __init__(self, folder: BaseFolder, family: str):
-        super().__init__(folder, family)
-        self.objective = objective.FLOW
-        n_tok = (self.resolution_px // self.bucket_step_px) ** 2
-        self.schedule = schedule.flow(shift(folder.configs["scheduler"], n_tok))
 
     @property
     def resolution_px(self) -> int:
         """The side of the pictures that the base was trained on, as its VAE has it."""
         return int(self.folder.configs["vae"].get("sample_size", 1024))
-
-    @property
-    def bucket_step_px(self) -> int:
-        """Sides of training pictures are multiples of this: a patch's side."""
-        return self.factor * PATCH
-
-    @property
-    def drawn_step_px(self) -> int:
-        """Sides of drawn pictures are multiples of this."""
-        return self.bucket_step_px
 
     @property
     def text_shape(self) -> tuple[int, int]:
@@ -69,13 +45,13 @@ class Flux(Base):
 
     def count_tokens(self) -> Callable[[str], tuple[int, str]]:
         """A text to its number of T5's tokens, the special one included, and the part that T5 does not read."""
-        return counter(self._t5_tokenizer(), N_TOK)
+        return counter(self.t5_tokenizer("tokenizer_2"), N_TOK)
 
     def text_encoder(self, device: torch.device) -> Callable[[Sequence[str]], Tensor]:
         """Loads both tokenizers and text encoders; returns n captions -> (n, *`text_shape`), float32 on the CPU."""
         from transformers import CLIPTextModel, T5EncoderModel
 
-        words, pieces = self.tokenizer(), self._t5_tokenizer()
+        words, pieces = self.tokenizer(), self.t5_tokenizer("tokenizer_2")
         clip = self._load(CLIPTextModel, "text_encoder", device, self.text_dtype)
         t5 = self._load(T5EncoderModel, "text_encoder_2", device, self.text_dtype)
 
@@ -86,16 +62,10 @@ class Flux(Base):
 
         return encode
 
-    def _t5_tokenizer(self) -> Any:
-        from transformers import T5Tokenizer
-
-        return T5Tokenizer.from_pretrained(self.folder.path / "tokenizer_2", local_files_only=True)
-
     def denoise(self, network: nn.Module, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
         """The velocity that the transformer predicts for x (n, c, h, w) at integer times (n,) and text (n, *`text_shape`)."""
-        noise = self.schedule.s.to(x.device)[times].to(x.dtype)
         pooled = text[:, -1, : int(self.config["pooled_projection_dim"])]
-        drawn = network(**arguments(self.config, x, noise, text[:, :-1], pooled))[0]
+        drawn = network(**arguments(self.config, x, self.noise(times).to(x.dtype), text[:, :-1], pooled))[0]
         return patched(drawn, (x.shape[2], x.shape[3]))
 
     def embed(self, pipe: Any, texts: Sequence[str]) -> Tensor:
@@ -103,7 +73,7 @@ class Flux(Base):
         tokens, pooled, _ = pipe.encode_prompt(list(texts), device=pipe.device)
         return packed(tokens, pooled)
 
-    def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor]:  # noqa: ARG002
+    def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor | None]:  # noqa: ARG002
         """What the pipeline can be called with instead of prompts."""
         tokens, pooled, _ = pipe.encode_prompt(list(prompts), device=pipe.device)
         return {"prompt_embeds": tokens, "pooled_prompt_embeds": pooled}
@@ -126,18 +96,6 @@ class Flux(Base):
         from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
         return FluxPipeline, {"image_encoder": None, "feature_extractor": None}
-
-
-def shift(scheduler: Mapping[str, Any], n_tok: int) -> float:
-    """How far the noise is shifted up for pictures of `n_tok` tokens: diffusers' `calculate_shift`, or the fixed one.
-
-    Larger pictures need more noise to be destroyed as far (Esser et al. 2024, arXiv 2403.03206, section 5.3.2).
-    """
-    if not scheduler.get("use_dynamic_shifting"):
-        return float(scheduler.get("shift", 1.0))
-    least, most = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
-    low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
-    return math.exp(low + (high - low) * (n_tok - least) / (most - least))
 
 
 def arguments(config: Mapping[str, Any], x: Tensor, noise: Tensor, tokens: Tensor, pooled: Tensor) -> dict[str, Any]:

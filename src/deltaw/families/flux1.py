@@ -5,9 +5,6 @@ from __future__ import annotations
 from deltaw.families import bfl
 from deltaw.families.family import Component, Family
 
-PATCH = 2
-"""Latents along the side of a patch, which the transformer reads as one token."""
-
 FAMILY = Family(
     name="flux1",
     title="FLUX.1",

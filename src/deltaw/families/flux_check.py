@@ -6,24 +6,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deltaw.errors import InputError
+from deltaw.families import flow_check
 from deltaw.families.faults import WORDS, Configs, Wanted, tokenizer
-from deltaw.families.flux1 import PATCH
+from deltaw.families.flow_check import PATCH
 
 PIPELINE = "FluxPipeline"
 """`_class_name` in model_index.json; those of bases that fill, control or edit begin likewise and go on otherwise."""
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 """Parts that hold weights."""
 KIND = "FluxTransformer2DModel"
-SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 
 
 def problems(path: Path, configs: Configs) -> Iterator[InputError]:
     """Everything for which the base cannot be trained, from its small files."""
     yield from _fitting(path, configs)
-    scheduler = configs.get("scheduler", {}).get("_class_name", SCHEDULER)
-    if scheduler != SCHEDULER:
-        yield InputError(f"its scheduler is {scheduler}", where=path / "scheduler" / "scheduler_config.json", expected=SCHEDULER,
-                         advice="take the scheduler's config from where the base was published")  # fmt: skip
+    yield from flow_check.scheduler(path, configs)
     yield from tokenizer(path / "tokenizer", configs.get("text_encoder", {}))
     yield from tokenizer(path / "tokenizer_2", configs.get("text_encoder_2", {}))
 
@@ -51,8 +48,7 @@ def remarks(path: Path, configs: Configs) -> Iterator[str]:  # noqa: ARG001  # a
 
 def other_kind(configs: Configs) -> str:
     """What the network is where it is not FLUX.1's, else ""."""
-    kind = str(configs.get("transformer", {}).get("_class_name", KIND))
-    return "" if kind == KIND else kind
+    return flow_check.other_kind(configs, KIND)
 
 
 def _fitting(path: Path, configs: Configs) -> Iterator[InputError]:
@@ -66,9 +62,7 @@ def _fitting(path: Path, configs: Configs) -> Iterator[InputError]:
     elif reads and has and reads != has:
         yield InputError(f"the VAE makes patches of {has} numbers and the transformer reads {reads}", where=path / "vae",
                          advice="take the VAE that belongs to the base")  # fmt: skip
-    for part, have, key in (("text_encoder_2", t5.get("d_model"), "joint_attention_dim"),
-                            ("text_encoder", clip.get("hidden_size"), "pooled_projection_dim")):  # fmt: skip
-        n = transformer.get(key)
-        if n and have and n != have:
-            yield InputError(f"the {part}'s vectors have {have} numbers and the transformer reads {n}", where=path / part,
-                             advice="take the text encoder that belongs to the base")  # fmt: skip
+    yield from flow_check.widths(path, "text_encoder_2", t5.get("d_model"), transformer.get("joint_attention_dim"))
+    yield from flow_check.widths(
+        path, "text_encoder", clip.get("hidden_size"), transformer.get("pooled_projection_dim")
+    )

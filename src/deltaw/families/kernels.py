@@ -7,9 +7,6 @@ from torch import nn
 
 from deltaw.families import attention, convolution
 
-FILES = (attention.__file__, convolution.__file__, __file__)
-"""Of the code that decides how a network computes."""
-
 
 def speed_up(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Gives a frozen diffusers network the layers that are faster, or keep less, where it will run.

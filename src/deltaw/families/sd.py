@@ -71,7 +71,7 @@ class StableDiffusion(Base):
         """n texts as the text encoders of an opened pipeline read them: (n, *`text_shape`)."""
         return pipe.encode_prompt(list(texts), pipe.device, 1, False)[0]
 
-    def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor]:
+    def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor | None]:
         """What the pipeline can be called with instead of prompts."""
         tokens, negative = pipe.encode_prompt(list(prompts), pipe.device, 1, guidance > 1)
         return {"prompt_embeds": tokens, "negative_prompt_embeds": negative}

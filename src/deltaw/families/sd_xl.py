@@ -68,7 +68,7 @@ class StableDiffusionXL(StableDiffusion):
         tokens, _, pooled, _ = pipe.encode_prompt(list(texts), device=pipe.device, do_classifier_free_guidance=False)
         return packed(tokens, pooled)
 
-    def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor]:
+    def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor | None]:
         """What the pipeline can be called with instead of prompts."""
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         said = pipe.encode_prompt(list(prompts), device=pipe.device, do_classifier_free_guidance=guidance > 1)

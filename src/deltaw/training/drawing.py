@@ -91,7 +91,7 @@ def _latents(session: Session, painter: Painter, recipes: Sequence[Recipe], resu
     drawn = {}
     for name, file in files:
         deltas = [(formats.load(file, shapes=session.shapes)[0], 1.0)] if file else []
-        drawn[name] = painter.latents(recipes, deltas)
+        drawn[name] = painter.latents(recipes, deltas, at_a_time=session.outlook.predicted.drawn_at_a_time)
         session.tell(Tick(len(drawn) * len(recipes)))
     return drawn
 

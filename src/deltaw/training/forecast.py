@@ -62,6 +62,11 @@ class Forecast:
         """Questions that are asked at a time."""
         return memory.at_a_time(self.graph, self.job)
 
+    @property
+    def drawn_at_a_time(self) -> int:
+        """Pictures of the sheet that are drawn at a time."""
+        return memory.drawn_at_a_time(self.graph, self.job)
+
     def disk_bytes(self, place: str) -> int:
         """Bytes that one place needs."""
         return sum(n_bytes for where, n_bytes, _ in self.disk if where == place)

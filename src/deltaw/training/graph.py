@@ -18,7 +18,6 @@ from deltaw import inject, int8
 from deltaw.atomic import write_text
 from deltaw.errors import DeltawError
 from deltaw.families import blueprint as blueprints
-from deltaw.families import flux, kernels
 from deltaw.families.blueprint import Blueprint
 from deltaw.training import tracing
 from deltaw.training.tracing import Traced, trace
@@ -122,15 +121,8 @@ def recalled(blueprint: Blueprint, job: Job, root: Path) -> Graph:
 
 def _code() -> list[str]:
     """What the graphs depend on beside the base and the job."""
-    files = (
-        __file__,
-        tracing.__file__,
-        inject.__file__,
-        int8.__file__,
-        blueprints.__file__,
-        flux.__file__,
-        *kernels.FILES,
-    )
+    families = sorted(Path(blueprints.__file__).parent.glob("*.py"))
+    files = (__file__, tracing.__file__, inject.__file__, int8.__file__, *families)
     return [
         torch.__version__,
         metadata.version("diffusers"),

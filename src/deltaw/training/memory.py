@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,11 +96,23 @@ def at_a_time(graph: Graph, work: Job) -> int:
 
     Few at a time cost little where a single one keeps the device busy, as those that need much memory do.
     """
+    return _fitting(questions.BATCH, graph, lambda n: _asked(graph, work, n))
+
+
+def drawn_at_a_time(graph: Graph, work: Job) -> int:
+    """Pictures drawn at a time: a whole row of the sheet, or as many as need no more memory than a training step does."""
+    return _fitting(work.n_drawn, graph, lambda n: _drawn(graph, work, n))
+
+
+def _fitting(most: int, graph: Graph, need: Callable[[int], int]) -> int:
+    """`most`, or half of it, or a quarter …"""
     room = max(_scattered(graph.step.peak_bytes), SMALL_BYTES)
-    fitting = (
-        n for n in (questions.BATCH >> i for i in range(questions.BATCH.bit_length())) if _asked(graph, work, n) <= room
-    )
-    return next(fitting, 1)
+    return next((n for n in (most >> i for i in range(most.bit_length())) if need(n) <= room), 1)
+
+
+def _drawn(graph: Graph, work: Job, n: int) -> int:
+    predictions = n * (2 if work.guided else 1)
+    return _scattered(predictions * graph.draw.peak_bytes * work.dtype.itemsize // 4) + graph.layer(work.dtype)
 
 
 def _asked(graph: Graph, work: Job, n: int) -> int:
@@ -148,12 +160,12 @@ def _encoding(graph: Graph, files: Mapping[str, int]) -> Sequence[Need]:
 
 
 def _drawing(graph: Graph, work: Job) -> Need:
-    n = work.n_drawn * (2 if work.guided else 1)
-    drawn = _scattered(n * graph.draw.peak_bytes * work.dtype.itemsize // 4) + graph.layer(work.dtype)
+    n = drawn_at_a_time(graph, work)
+    drawn = _drawn(graph, work, n)
     reading, decoded = graph.drawing_text_bytes, graph.decode.peak_bytes
     beside = {
         f"text encoder {size(reading)}": reading,
-        f"network {size(graph.network_bytes)}; {n} predictions at a time {size(drawn)}": graph.network_bytes + drawn,
+        f"network {size(graph.network_bytes)}; {n} drawn at a time {size(drawn)}": graph.network_bytes + drawn,
         f"one picture decoded {size(decoded)}": decoded,
     }
     why, most = max(beside.items(), key=lambda pair: pair[1])

@@ -76,12 +76,12 @@ class Outlook:
         self._measured: Measured | None = None
 
     def try_sample(self, base: Base, made: Plan, device: torch.device, tell: Tell) -> None:
-        """Draws one row of the sheet in one or two denoising steps.
+        """Draws one row of the sheet, or as much of it as is drawn at a time, in one or two denoising steps.
 
         Raises:
             InputError: the base cannot draw.
         """
-        self._drawing = trial.sample(base, made, device, tell)
+        self._drawing = trial.sample(base, made, device, self.predicted.drawn_at_a_time, tell)
 
     def try_step(self, work: Work, tell: Tell) -> None:
         """Runs one step of the largest bucket; what it needs is there, or the run ends here.

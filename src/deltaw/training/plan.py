@@ -238,7 +238,7 @@ def _choose_length(choose: _Chooser, base: Base, n_training: int, device: torch.
     choose.pick("pick", "best", "the earliest snapshot within noise of the lowest loss becomes the file", "default")
     choose.pick("final_all", False, "what was judged is what is written", "default")
     choose.pick("stop", True, "ends the run at a mark where further steps have stopped paying", "default")
-    choose.pick("lr", 1e-4, "the common ground of U-Net LoRAs with AdamW")
+    choose.pick("lr", 1e-4, "the common ground of LoRAs with AdamW")
     choose.pick("warmup_steps", min(max(1, steps // 20), 100), "5 % of the run")
     choose.pick("schedule", "cosine", "ends on small steps, so the last snapshot is a settled one", "default")
     choose.pick("snapshots", 5, "enough to see where learning turns into memorising", "default")

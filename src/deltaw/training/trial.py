@@ -101,8 +101,10 @@ def load_and_step(base: Base, made: Plan, job: Job, device: torch.device) -> Mea
     return Measured(step_s, exact(base, network, job, device))
 
 
-def sample(base: Base, made: Plan, device: torch.device, tell: Tell) -> tuple[float, float]:
-    """Draws one row of the contact sheet in one or two denoising steps; seconds of the last and of one decoding.
+def sample(base: Base, made: Plan, device: torch.device, n: int, tell: Tell) -> tuple[float, float]:
+    """Draws the `n` pictures that are drawn at a time in one or two denoising steps.
+
+    Gives the seconds of a step of a whole row, and of decoding one picture.
 
     Raises:
         InputError: the base draws nothing that is finite.
@@ -110,12 +112,13 @@ def sample(base: Base, made: Plan, device: torch.device, tell: Tell) -> tuple[fl
     settings = made.settings
     tell(Phase("try one sample"))
     recipe = Recipe("", "", 0, 2, settings.guidance, settings.resolution, settings.resolution, (), "", "", "", "")
-    recipes = [replace(recipe, prompt=column.prompt) for column in asking.columns(made)]
+    columns = asking.columns(made)
+    recipes = [replace(recipe, prompt=column.prompt) for column in columns[:n]]
     painter = Painter(base, str(device), settings.dtype, packed=settings.base_int8, read=recipes)
-    seconds = _draw(painter, recipes)
+    step_s, decode_s = _draw(painter, recipes)
     del painter
     devices.give_back()
-    return seconds
+    return step_s * -(-len(columns) // n), decode_s
 
 
 def _draw(painter: Painter, recipes: list[Recipe]) -> tuple[float, float]:

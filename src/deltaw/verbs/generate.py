@@ -73,7 +73,7 @@ class Painter:
         self.device, _ = devices.choose(device)
         self.dtype = getattr(torch, dtype) if dtype else devices.compute_dtype(self.device)[0]
         self._known: list[str] = []
-        self._told: dict[str, torch.Tensor] | None = None
+        self._told: Mapping[str, torch.Tensor | None] | None = None
         self.pipe = self.base.pipeline(self.device, self.dtype, packed=packed, networkless=read is not None)
         self.pipe.vae.to(torch.float32)  # its rounding shows, and some VAEs overflow in float16
         if read is not None:
@@ -108,7 +108,7 @@ class Painter:
 
     def latents(
         self, recipes: Sequence[Recipe], deltas: Sequence[tuple[Delta, float]],
-        go_on: Callable[[], bool] = lambda: True,
+        go_on: Callable[[], bool] = lambda: True, at_a_time: int | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Draws recipes that differ in prompt, negative and seed only; (n, c, h/f, w/f) float32.
 
@@ -118,22 +118,32 @@ class Painter:
             recipes: what to draw.
             deltas: each with its strength.
             go_on: asked after every step; False leaves the other steps out.
+            at_a_time: pictures drawn together, by default all.
         """
+        prompts, n = [r.prompt for r in recipes], at_a_time or len(recipes)
+        if self._told is not None and prompts != self._known:
+            raise ValueError("other prompts than those that were read when the painter was made")
+        parts = [slice(i, i + n) for i in range(0, len(recipes), n)]
+        with inject.applied(self.networks(), deltas):
+            return torch.cat([self._drawn(recipes[part], self._words(prompts, part), go_on) for part in parts])
 
+    def _words(self, prompts: list[str], part: slice) -> dict[str, Any]:
+        """Some prompts, or what was read of them, as the pipeline takes them."""
+        if self._told is None:
+            return {"prompt": prompts[part]}
+        return {name: None if said is None else said[part] for name, said in self._told.items()}
+
+    def _drawn(self, recipes: Sequence[Recipe], words: Mapping[str, Any], go_on: Callable[[], bool]) -> torch.Tensor:
         def after_step(pipe: Any, _step: int, _time: Any, kept: dict[str, Any]) -> dict[str, Any]:
             pipe._interrupt = not go_on()  # as diffusers' own guide does it
             return kept
 
-        first, prompts = recipes[0], [r.prompt for r in recipes]
-        if self._told is not None and prompts != self._known:
-            raise ValueError("other prompts than those that were read when the painter was made")
-        noise = [torch.Generator().manual_seed(r.seed) for r in recipes]
-        with inject.applied(self.networks(), deltas):
-            drawn = self.pipe(
-                **(self._told or {"prompt": prompts}), generator=noise, num_inference_steps=first.steps,
-                width=first.width_px, height=first.height_px, output_type="latent", callback_on_step_end=after_step,
-                **self.base.steering([r.negative for r in recipes], first.guidance),
-            )  # fmt: skip
+        first = recipes[0]
+        drawn = self.pipe(
+            **words, generator=[torch.Generator().manual_seed(r.seed) for r in recipes], num_inference_steps=first.steps,
+            width=first.width_px, height=first.height_px, output_type="latent", callback_on_step_end=after_step,
+            **self.base.steering([r.negative for r in recipes], first.guidance),
+        )  # fmt: skip
         return self.base.unpacked(drawn.images.float(), (first.width_px, first.height_px))
 
     def let_go(self) -> None:

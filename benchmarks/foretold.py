@@ -1,0 +1,53 @@
+"""Memory that runs on published bases are foretold to need on a GPU, from their shapes alone: `python -m benchmarks.foretold`.
+
+The networks are traced on the meta device, so no weights and no GPU are needed; nothing here was measured on one. One picture a
+step, rank 16, Q, K, V and O, bfloat16; the phases that decide, without what the program itself holds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+
+from benchmarks.peers.jobs import VAE
+from deltaw.families import blueprint, flux, sd, sd_3
+from deltaw.families.networks import VARIANTS
+from deltaw.training import graph, memory
+
+BASES = {"sd1": 512, "sdxl": 1024, "sd35-medium": 1024, "flux1": 1024}
+"""Variant of `families.networks` to the side of its pictures."""
+N_DRAWN = 6
+
+
+def configs(variant: str) -> dict[str, Any]:
+    """A published base's, as `BaseFolder.configs` would have them."""
+    found: dict[str, Any] = {part: dict(config) for part, (_, config) in VARIANTS[variant].items()}
+    if "transformer" in found:
+        read = {"joint_attention_dim": 4096, "pooled_projection_dim": 768, "in_channels": 64}
+        found["transformer"] = {**read, **found["transformer"]}
+        return {**found, "vae": {**VAE, "latent_channels": 16}}
+    found["unet"] = {"in_channels": 4, **found["unet"]}
+    return {**found, "vae": VAE}
+
+
+def main() -> None:
+    print("| base | px | checkpointing | 8 bits | train | judge | encode captions | draw | most |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for variant, px in BASES.items():
+        kind = {"flux1": flux.Flux, "sd35-medium": sd_3.StableDiffusion3}.get(variant, sd.StableDiffusion)
+        made = blueprint.of(configs(variant))
+        for packed, again in itertools.product((False, True), repeat=2):
+            job = graph.Job(torch.bfloat16, 1, 16, kind.targets, (px, px), px, N_DRAWN, kind.guided_twice, N_DRAWN,
+                            torch.device("cuda"), checkpointing=again, base_int8=packed)  # fmt: skip
+            needs = memory.needs(graph.measure(made, job), job, "adamw", 0, {"vae": 0})
+            by_phase = {need.phase: need.n_bytes / 1e9 for need in needs}
+            shown = (by_phase[phase] for phase in ("train", "judge", "encode captions", "draw"))
+            words = ("yes" if again else "no", "yes" if packed else "no")
+            print(f"| {variant} | {px} | {' | '.join(words)} | {' | '.join(f'{n:.1f} GB' for n in shown)} | "
+                  f"{max(by_phase.values()):.1f} GB |")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What bases share that predict the velocity of a rectified flow: their noise, and T5 as a text encoder (Esser et al. 2024, arXiv 2403.03206)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from deltaw.diffusion import objective, schedule
+from deltaw.families.base import Base
+from deltaw.families.base_folder import BaseFolder
+from deltaw.families.flow_check import PATCH
+
+TEXT_DTYPE = torch.bfloat16
+"""Of the text encoders: in float32 T5's weights take 19 GB, and in float16 some of its numbers overflow."""
+
+
+class Flow(Base):
+    """An opened base whose network is a transformer of patches."""
+
+    text_dtype: ClassVar[torch.dtype] = TEXT_DTYPE
+    dialect: ClassVar[tuple[str, str]] = ("diffusers", "every tool reads it; kohya's joins Q, K and V in one module")
+
+    def __init__(self, folder: BaseFolder, family: str):
+        super().__init__(folder, family)
+        self.objective = objective.FLOW
+        n_tok = (self.resolution_px // self.bucket_step_px) ** 2
+        self.schedule = schedule.flow(shift(folder.configs["scheduler"], n_tok))
+
+    @property
+    def bucket_step_px(self) -> int:
+        """Sides of training pictures are multiples of this: a patch's side."""
+        return self.factor * PATCH
+
+    @property
+    def drawn_step_px(self) -> int:
+        """Sides of drawn pictures are multiples of this."""
+        return self.bucket_step_px
+
+    def noise(self, times: Tensor) -> Tensor:
+        """The share of noise at integer times (n,), float32."""
+        return self.schedule.s.to(times.device)[times]
+
+    def t5_tokenizer(self, part: str) -> Any:
+        """The T5 tokenizer in a folder of the base."""
+        from transformers import T5Tokenizer
+
+        return T5Tokenizer.from_pretrained(self.folder.path / part, local_files_only=True)
+
+
+def shift(scheduler: Mapping[str, Any], n_tok: int) -> float:
+    """How far the noise is shifted up for pictures of `n_tok` tokens: as diffusers' `calculate_shift` has it, or the fixed one.
+
+    Larger pictures need more noise to be destroyed as far (section 5.3.2).
+    """
+    if not scheduler.get("use_dynamic_shifting"):
+        return float(scheduler.get("shift", 1.0))
+    least, most = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
+    low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+    return math.exp(low + (high - low) * (n_tok - least) / (most - least))
