@@ -35,7 +35,7 @@ def asked(folder: Path) -> list[dict[str, Any]]:
 def recipes(records: list[dict[str, Any]], base: sd.StableDiffusion, painter: Painter) -> list[Recipe]:
     """What to draw; picture i has seed i."""
     side, dtype = base.resolution_px, str(painter.dtype).removeprefix("torch.")
-    steps, guidance = painter.default("steps", 25), painter.default("guidance", base.guidance)
+    steps, guidance = painter.default("steps", base.drawn_in_steps), painter.default("guidance", base.guidance)
     return [
         Recipe(f"{r['name']}, {STYLE} style", "", i, steps, guidance, side, side, (), base.folder.path.name, "",
                dtype, painter.device.type)

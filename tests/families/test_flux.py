@@ -234,6 +234,7 @@ def test_a_base_without_guidance_is_told_to_be_distilled(other: Path) -> None:
     change(other / "transformer/config.json", guidance_embeds=False)
     [remark] = verb.check(other).remarks
     assert "schnell" in remark
+    assert bases.open_base(other).drawn_in_steps == flux.FEW_STEPS
 
 
 def test_a_single_file_is_told_to_lack_parts(tmp_path: Path) -> None:

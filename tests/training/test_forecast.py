@@ -313,3 +313,37 @@ def test_a_base_that_cannot_draw_ends_the_run_before_training(
         run.train(pictures(2), base=str(broken), out=tmp_path / "out", steps=2, rank=2,
                   tell=lambda e: phases.append(e.name) if isinstance(e, Phase) else None)  # fmt: skip
     assert "train" not in phases
+
+
+def test_no_more_is_asked_or_drawn_at_a_time_than_a_step_has_room_for(
+    planned: tuple[sd.StableDiffusion, plan.Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, made = planned
+    found = forecast.make(base, made)
+    assert (found.at_a_time, found.drawn_at_a_time) == (16, found.job.n_drawn), "small ones are not worth the time"
+    monkeypatch.setattr(memory, "SMALL_BYTES", 0)
+    step = memory._scattered(found.graph.step.peak_bytes)
+    for n, most, need in (
+        (found.at_a_time, 16, memory._asked),
+        (found.drawn_at_a_time, found.job.n_drawn, memory._drawn),
+    ):
+        assert need(found.graph, found.job, n) <= step or n == 1
+        assert n == most or need(found.graph, found.job, 2 * n) > step
+    tiny = replace(found.graph, step=replace(found.graph.step, peak_bytes=0))
+    assert memory.at_a_time(tiny, found.job) == memory.drawn_at_a_time(tiny, found.job) == 1
+
+
+@pytest.mark.parametrize(
+    ("piece", "said"),
+    [("drawing_text_bytes", "text encoder 9"), ("network_bytes", "network 9"), ("decode", "one picture decoded 9")],
+)
+def test_drawing_needs_one_network_at_a_time(
+    planned: tuple[sd.StableDiffusion, plan.Plan], piece: str, said: str
+) -> None:
+    base, made = planned
+    found = forecast.make(base, made)
+    large = replace(found.graph.decode, peak_bytes=9 * 10**9) if piece == "decode" else 9 * 10**9
+    graph = replace(found.graph, **{piece: large})
+    [need] = [n for n in memory.needs(graph, found.job, "adamw", 0, memory.file_bytes(base)) if n.phase == "draw"]
+    assert said in need.reason
+    assert 9e9 < need.n_bytes < 9.1e9

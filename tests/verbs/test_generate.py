@@ -133,3 +133,14 @@ def test_prompts_that_are_read_first_draw_the_same_and_leave_no_text_encoder(
     painter.let_go()
     assert painter.network is None
     assert [p.tobytes() for p in painter.decode(latents)] == [p.tobytes() for p in wanted]
+
+
+def test_pictures_drawn_in_parts_are_the_same_up_to_rounding(tiny_base: Path) -> None:
+    recipes = [
+        Recipe(f"a {p}", "", i, 2, 4.0, 64, 64, (), "", "", "", "cpu") for i, p in enumerate(("cat", "dog", "cow"))
+    ]
+    base = bases.open_base(tiny_base)
+    whole = Painter(base, "cpu", "float32").latents(recipes, [])
+    for read in (None, recipes):
+        parts = Painter(base, "cpu", "float32", read=read).latents(recipes, [], at_a_time=2)
+        assert torch.allclose(parts, whole, atol=1e-4)

@@ -33,6 +33,8 @@ class Base(ABC):
 
     guidance: ClassVar[float]
     """How far drawing is guided where nothing else is said, as in diffusers' pipeline."""
+    drawn_in_steps: int = 25
+    """Denoising steps of a drawing where nothing else is said."""
     guided_twice: ClassVar[bool] = True
     """Guidance asks the network twice, with the prompt and with what to steer away from; else it is told a number."""
     targets: ClassVar[str]

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.families.base import counter, packed, padded
+from deltaw.families.base_folder import BaseFolder
 from deltaw.families.flow import Flow
 from deltaw.families.flow_check import PATCH
 
 N_TOK = 512
 """T5's tokens that a text has, as in diffusers' pipeline; shorter ones are filled up, and the filling is read too."""
+FEW_STEPS = 4
+"""In which a base that is told no guidance draws, as FLUX.1 schnell was distilled to."""
 TRAINED_GUIDANCE = 1.0
 """What a base that is told a guidance is told in training: that of the data itself. At another one it would have to learn
 to undo the guidance first."""
@@ -30,8 +33,14 @@ class Flux(Flow):
     """
 
     guidance: ClassVar[float] = 3.5
+    drawn_in_steps: int = 28
     guided_twice: ClassVar[bool] = False
     targets: ClassVar[str] = r"attn\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)$"
+
+    def __init__(self, folder: BaseFolder, family: str):
+        super().__init__(folder, family)
+        if not self.config.get("guidance_embeds"):
+            self.drawn_in_steps = FEW_STEPS
 
     @property
     def resolution_px(self) -> int:

@@ -27,6 +27,7 @@ class StableDiffusion3(Flow):
     """
 
     guidance: ClassVar[float] = 7.0
+    drawn_in_steps: int = 28
     targets: ClassVar[str] = r"attn2?\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)$"
 
     @property

@@ -214,7 +214,7 @@ def _choose_model(choose: _Chooser, base: Base) -> None:
     )
     choose.pick("min_snr_gamma", gamma, why)
     drawing = base.folder.recommended.get("generate", {})
-    choose.pick("sample_steps", drawing.get("steps", 25), "as `deltaw generate` draws", "default")
+    choose.pick("sample_steps", drawing.get("steps", base.drawn_in_steps), "as `deltaw generate` draws", "default")
     choose.pick("guidance", drawing.get("guidance", base.guidance), "as `deltaw generate` draws", "default")
 
 

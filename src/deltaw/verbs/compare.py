@@ -119,7 +119,7 @@ def compare(
     asked = columns(list(prompts) or _prompts(opened, called_by), called_by, seed, seeds)
     everyone = [Entry("base", opened.folder.path, 1.0, ()), *entries]
     rows = contest.draw(
-        painter, asked, everyone, steps or painter.default("steps", 25),
+        painter, asked, everyone, steps or painter.default("steps", opened.drawn_in_steps),
         painter.default("guidance", opened.guidance) if guidance is None else guidance, tell,
     )  # fmt: skip
     moved = contest.drifts(painter, rows[0], asked, everyone, called_by, seed)

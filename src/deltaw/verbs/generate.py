@@ -210,7 +210,7 @@ def generate(
     recipe = Recipe(
         prompt=wanted[0] if wanted else "", negative=past.get("negative", "") if negative is None else negative,
         seed=int(past.get("seed", 0)) if seed is None else seed,
-        steps=steps or int(past.get("steps", 0)) or painter.default("steps", 25),
+        steps=steps or int(past.get("steps", 0)) or painter.default("steps", opened.drawn_in_steps),
         guidance=guidance if guidance is not None else past.get("guidance", painter.default("guidance", opened.guidance)),
         width_px=width, height_px=height, loras=uses, base=painter.base.folder.path.name,
         base_sha256=painter.base.folder.digest(painter.base.component), dtype=str(painter.dtype).removeprefix("torch."),
