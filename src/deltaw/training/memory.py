@@ -21,9 +21,9 @@ LIBRARIES_BYTES = 200_000_000
 
 oneDNN's compiled kernels are half of it, one for each layer, batch and size that a run comes across."""
 KERNELS_BYTES = 80_000_000
-"""Of such kernels for every further size of pictures, measured likewise with one to five sizes."""
-MOST_SIZES = 5
-"""Whose kernels are there at a time: oneDNN keeps the latest 1024."""
+"""Of such kernels for every further size of pictures, measured likewise with one to eight sizes."""
+MOST_SIZES = 8
+"""Whose kernels are there at a time, as far as was measured: oneDNN keeps the latest 1024."""
 SCATTERED = 1.3
 """Memory that the C library holds for a step's tensors, over their own bytes: freed pieces lie between those in use. Measured likewise."""
 SMALL_BYTES = 256_000_000
