@@ -242,3 +242,14 @@ def test_a_single_file_is_told_to_lack_parts(tmp_path: Path) -> None:
 
     save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(1)}, tmp_path / "base.safetensors")
     assert "may lack text encoders" in base_check.single_file(tmp_path / "base.safetensors").what
+
+
+@pytest.mark.parametrize("kind", ["tiny_flux", "tiny_sd3"])
+def test_a_flow_is_learnt(
+    kind: str, request: pytest.FixtureRequest, pictures: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Even random networks learn from an adapter what pictures have in common: the loss of one that was kept out falls."""
+    settings = ["rank=8", "sample_steps=1", "snapshots=1", 'prompts=["a"]']
+    base = str(request.getfixturevalue(kind))
+    report = run.train(pictures(10), base=base, out=tmp_path / "run", steps=30, lr=1e-2, settings=settings)
+    assert report.scores[-1].change.mean < -0.1
