@@ -15,7 +15,7 @@ import torch
 
 from deltaw import formats
 from deltaw.families import bases, sd
-from deltaw.verbs.generate import Painter, Recipe
+from deltaw.verbs.painter import Painter, Recipe
 from deltaw.zoo import bundled_base
 from pretrain import data, measure, run
 

@@ -14,7 +14,7 @@ from deltaw.delta import Delta
 from deltaw.families import bases, blueprint
 from deltaw.training import run
 from deltaw.training.exactly import exactly
-from deltaw.verbs.generate import Painter
+from deltaw.verbs.painter import Painter
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ import deltaw
 from deltaw import formats, inject
 from deltaw.delta import Delta
 from deltaw.families import bases
-from deltaw.verbs.generate import Painter, Recipe
+from deltaw.verbs.painter import Painter, Recipe
 from deltaw.zoo import bundled_base
 
 pytest.importorskip("peft")

@@ -20,7 +20,7 @@ from deltaw.families.networks import VARIANTS
 from deltaw.training import run
 from deltaw.training.tracing import trace
 from deltaw.verbs import base as verb
-from deltaw.verbs.generate import Painter, Recipe
+from deltaw.verbs.painter import Painter, Recipe
 from tests.spoilt import change
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from deltaw.delta import Delta
 from deltaw.families import bases, blueprint
 from deltaw.training import run
 from deltaw.verbs import base as verb
-from deltaw.verbs.generate import Painter, Recipe
+from deltaw.verbs.painter import Painter, Recipe
 from tests.spoilt import change
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from deltaw.families.blueprint import Blueprint
 from deltaw.families.sd_xl import StableDiffusionXL
 from deltaw.training import run
 from deltaw.verbs import base as verb
-from deltaw.verbs.generate import Painter, Recipe
+from deltaw.verbs.painter import Painter, Recipe
 from tests.spoilt import change
 
 CPU = torch.device("cpu")

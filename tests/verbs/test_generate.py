@@ -15,7 +15,7 @@ from deltaw import inject
 from deltaw.errors import InputError, UsageError
 from deltaw.families import bases
 from deltaw.verbs import generate as verb
-from deltaw.verbs.generate import Painter, Recipe
+from deltaw.verbs.painter import Painter, Recipe
 
 FEW = {"steps": 2, "dtype": "float32", "device": "cpu"}
 

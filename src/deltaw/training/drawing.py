@@ -17,7 +17,7 @@ from deltaw.judge.columns import Column
 from deltaw.judge.nearness import Gallery, Limits, Nearest
 from deltaw.training import asking
 from deltaw.training.session import Session
-from deltaw.verbs.generate import Painter, Recipe
+from deltaw.verbs.painter import Painter, Recipe
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from deltaw.training import asking
 from deltaw.training.exactly import exactly
 from deltaw.training.graph import Job
 from deltaw.training.plan import Plan
-from deltaw.verbs.generate import Painter, Recipe
+from deltaw.verbs.painter import Painter, Recipe
 
 SHORT_S = 0.5
 """After a first step of less a second one is taken and counts: prompts are encoded and kernels chosen before the first."""

@@ -25,7 +25,7 @@ from deltaw.judge.nearness import Gallery, Limits, Nearest
 from deltaw.judge.scores import Interval, Score
 from deltaw.verbs import compare_page, contest
 from deltaw.verbs.contest import Entry, Reference
-from deltaw.verbs.generate import Painter
+from deltaw.verbs.painter import Painter
 
 N_SUBJECTS = 4
 """Prompts of the sheet where none are given."""

@@ -21,7 +21,7 @@ from deltaw.judge.columns import Column, without
 from deltaw.judge.drift import Drift
 from deltaw.judge.questions import Questions
 from deltaw.options import weighted
-from deltaw.verbs.generate import Painter, Recipe
+from deltaw.verbs.painter import Painter, Recipe
 
 MOST_PICTURES = 48
 """Reference pictures at most that are asked about, evenly spread."""
