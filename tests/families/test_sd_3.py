@@ -17,7 +17,7 @@ from deltaw.families import bases, blueprint
 from deltaw.training import run
 from deltaw.verbs import base as verb
 from deltaw.verbs.painter import Painter, Recipe
-from tests.spoilt import change
+from tests.spoilt import assert_named, change
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red apple", "", "a house by a lake, " * 40]
@@ -140,12 +140,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("kind", SPOILT)
 def test_what_is_wrong_with_a_base_is_named_with_advice(tiny_sd3: Path, tmp_path: Path, kind: str) -> None:
     other = Path(shutil.copytree(tiny_sd3, tmp_path / "other"))
-    spoil, said = SPOILT[kind]
-    assert verb.check(other) == verb.BaseReport((), ())
-    spoil(other)
-    problems = verb.check(other).problems
-    assert any(said in problem.what for problem in problems), [p.what for p in problems]
-    assert all(problem.advice and problem.where for problem in problems)
+    assert_named(other, *SPOILT[kind])
 
 
 def test_a_turbo_base_is_told_to_be_distilled(tiny_sd3: Path, tmp_path: Path) -> None:

@@ -16,9 +16,8 @@ from deltaw.families import base_check, bases
 from deltaw.families.blueprint import Blueprint
 from deltaw.families.sd_xl import StableDiffusionXL
 from deltaw.training import run
-from deltaw.verbs import base as verb
 from deltaw.verbs.painter import Painter, Recipe
-from tests.spoilt import change
+from tests.spoilt import assert_named, change
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red apple", "", "a house by a lake, " * 40]
@@ -162,12 +161,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", SPOILT)
 def test_what_is_wrong_with_a_base_is_named_with_advice(other: Path, kind: str) -> None:
-    spoil, said = SPOILT[kind]
-    assert verb.check(other) == verb.BaseReport((), ())
-    spoil(other)
-    problems = verb.check(other).problems
-    assert any(said in problem.what for problem in problems), [p.what for p in problems]
-    assert all(problem.advice and problem.where for problem in problems)
+    assert_named(other, *SPOILT[kind])
 
 
 def test_a_single_file_is_told_which_pipeline_opens_it(tmp_path: Path) -> None:

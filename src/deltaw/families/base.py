@@ -22,6 +22,9 @@ from deltaw.diffusion.schedule import Schedule
 from deltaw.families import kernels, weights
 from deltaw.families.base_folder import BaseFolder
 
+TOLD_FOUR = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+"""What `encode_prompt` of a guided pipeline with pooled texts gives, as its call names them."""
+
 
 class Base(ABC):
     """An opened base; networks are loaded when asked for and belong to whoever asked.

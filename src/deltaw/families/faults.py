@@ -76,6 +76,12 @@ def compared(path: Path, wanted: Sequence[Wanted], headers: Mapping[str, Sequenc
                              expected=f"{n} at place {axis + 1}", advice="download the base again")  # fmt: skip
 
 
+def looks_distilled(why: str) -> str:
+    """The remark on a base that was distilled to draw in few steps, as far as can be told by `why`."""
+    return (f"the base looks distilled ({why}): training undoes that; train on the base that it was distilled from, "
+            "the LoRA works on both")  # fmt: skip
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The file's object; empty where there is none."""
     try:

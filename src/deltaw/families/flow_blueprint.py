@@ -69,7 +69,7 @@ class StableDiffusion3Blueprint(Blueprint):
         transformer, rows = self.configs["transformer"], self.n_tok + sd_3.N_T5_TOK
         text = (n, rows, transformer["joint_attention_dim"]), (n, transformer["pooled_projection_dim"])
         x, noise = self.latents(n, size_px).to(dtype), torch.empty(n, device=META)
-        return dict(sd_3.arguments(x, noise, *_empty(dtype, *text)))
+        return sd_3.arguments(x, noise, *_empty(dtype, *text))
 
     def _network(self, dtype: torch.dtype) -> Any:
         return self._made(SD3Transformer2DModel, "transformer", dtype)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deltaw.errors import InputError
 from deltaw.families import flow_check
-from deltaw.families.faults import WORDS, Configs, Wanted, tokenizer
+from deltaw.families.faults import WORDS, Configs, Wanted, looks_distilled, tokenizer
 
 PIPELINE = "StableDiffusion3Pipeline"
 """`_class_name` in model_index.json."""
@@ -42,8 +42,7 @@ def remarks(path: Path, configs: Configs) -> Iterator[str]:
     """What the user should know of it."""
     name = f"{path.resolve().name} {configs.get('model_index', {}).get('_name_or_path', '')}".casefold()
     if "turbo" in name:
-        yield ("the base looks distilled (it is called turbo): training undoes that; train on the base that it was distilled "
-               "from, the LoRA works on both")  # fmt: skip
+        yield looks_distilled("it is called turbo")
 
 
 def other_kind(configs: Configs) -> str:

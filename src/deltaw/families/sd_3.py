@@ -6,14 +6,14 @@ summaries of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deltaw.families.base import counter, packed, padded
+from deltaw.families.base import TOLD_FOUR, counter, packed, padded
 from deltaw.families.flow import Flow
 
 N_T5_TOK = 256
@@ -84,10 +84,9 @@ class StableDiffusion3(Flow):
 
     def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor | None]:
         """What the pipeline can be called with instead of prompts."""
-        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         guided = guidance > 1
         said = pipe.encode_prompt(list(prompts), None, None, device=pipe.device, do_classifier_free_guidance=guided)
-        return dict(zip(names, said, strict=True))
+        return dict(zip(TOLD_FOUR, said, strict=True))
 
     def _kind(self) -> Any:
         from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
@@ -100,7 +99,7 @@ class StableDiffusion3(Flow):
         return StableDiffusion3Pipeline, {"image_encoder": None, "feature_extractor": None}
 
 
-def arguments(x: Tensor, noise: Tensor, tokens: Tensor, pooled: Tensor) -> Mapping[str, Any]:
+def arguments(x: Tensor, noise: Tensor, tokens: Tensor, pooled: Tensor) -> dict[str, Any]:
     """What the transformer is called with.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltaw.families.base import packed, padded
+from deltaw.families.base import TOLD_FOUR, packed, padded
 from deltaw.families.sd import StableDiffusion
 
 N_SIZES = 6
@@ -70,9 +70,8 @@ class StableDiffusionXL(StableDiffusion):
 
     def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor | None]:
         """What the pipeline can be called with instead of prompts."""
-        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         said = pipe.encode_prompt(list(prompts), device=pipe.device, do_classifier_free_guidance=guidance > 1)
-        return dict(zip(names, said, strict=True))
+        return dict(zip(TOLD_FOUR, said, strict=True))
 
     def _pipeline(self) -> tuple[Any, dict[str, Any]]:
         from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deltaw.errors import InputError
-from deltaw.families.faults import WORDS, Configs, Wanted, tokenizer
+from deltaw.families.faults import WORDS, Configs, Wanted, looks_distilled, tokenizer
 
 PARTS = ("unet", "vae", "text_encoder")
 """Parts of every Stable Diffusion folder that hold weights."""
@@ -76,8 +76,7 @@ def _distilled(path: Path, configs: Configs) -> Iterator[str]:
     ):
         why = f"it is called {name.group()}"
     if why:
-        yield (f"the base looks distilled ({why}): training undoes that; train on the base that it was distilled from, "
-               "the LoRA works on both")  # fmt: skip
+        yield looks_distilled(why)
 
 
 def _kind(path: Path, configs: Configs) -> Iterator[InputError]:
