@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +66,27 @@ class LowRank(nn.Module):
         self.scale = lora.scale(tensors)
 
 
+class Faster(Protocol):
+    """Another way to compute an adapted layer, where it fits (`joined`)."""
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether it computes x (…, in)."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(…, in) -> (…, out)."""
+        ...
+
+
 class LowRankLinear(LowRank):
     """A frozen Linear with `up (out, r)` and `down (r, in)` beside it."""
 
+    joined: Faster | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) -> (…, out) in the dtype of x."""
+        if self.joined is not None and self.joined.fits(x):
+            return self.joined(x)
         base = self.base
         unit = base.unit if isinstance(base, int8.Int8Linear) else None
         return _LowRankProduct.apply(x, base.weight, unit, base.bias, self.down, self.up, self.scale)  # type: ignore[no-any-return]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import resource
@@ -21,7 +22,8 @@ import deltaw
 from deltaw import tensorfile
 from deltaw.errors import EXIT_INTERRUPTED, DeltawError, InputError, UsageError
 from deltaw.events import Event, Note, Phase, Saved, Step, Table, Warn
-from deltaw.training import loop
+from deltaw.training import stepping
+from deltaw.training.stepping import Batch, Work
 
 SETTINGS = ("sample_steps=1", "snapshots=2", 'prompts=["a house"]', "dtype=float32")
 OPTIONS = {"steps": 4, "batch": 2, "rank": 2, "lr": 1e-2}
@@ -324,10 +326,10 @@ def test_row_35_a_state_of_a_newer_version_is_refused(pictures: Folder, tiny_bas
 def test_row_36_memory_that_runs_out_is_named_and_the_save_kept(
     pictures: Folder, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    original = loop.objective_loss
+    original, asked = stepping.objective_loss, itertools.count(1)
 
-    def hungry(work: loop.Work, chosen: list[int], step: int) -> torch.Tensor:
-        if step == 3:
+    def hungry(work: Work, there: Batch) -> torch.Tensor:
+        if next(asked) == 3:
             if kind == "allocator":
                 torch.empty(1 << 55)
             raise (
@@ -335,14 +337,14 @@ def test_row_36_memory_that_runs_out_is_named_and_the_save_kept(
                 if kind == "python"
                 else torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
             )
-        return original(work, chosen, step)
+        return original(work, there)
 
-    monkeypatch.setattr(loop, "objective_loss", hungry)
+    monkeypatch.setattr(stepping, "objective_loss", hungry)
     with pytest.raises(DeltawError, match="memory ran out") as caught:
         train(pictures(3), tiny_base, tmp_path / "out")
     assert "take --batch 1" in caught.value.advice
     assert "step 2 is saved: --resume" in caught.value.advice
-    monkeypatch.setattr(loop, "objective_loss", original)
+    monkeypatch.setattr(stepping, "objective_loss", original)
     assert deltaw.train(tmp_path / "blocks", out=tmp_path / "out", resume=True).file.is_file()
 
 
@@ -352,7 +354,7 @@ def test_row_36_an_error_that_is_none_of_memory_stays_what_it_is(
     def mistaken(*_: object) -> torch.Tensor:
         return torch.ones(2, 3) @ torch.ones(2, 3)
 
-    monkeypatch.setattr(loop, "objective_loss", mistaken)
+    monkeypatch.setattr(stepping, "objective_loss", mistaken)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         train(pictures(3), tiny_base, tmp_path / "out")
 

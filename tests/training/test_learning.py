@@ -15,7 +15,7 @@ from deltaw.events import Event, Note, Step
 from deltaw.judge.questions import LEAST_TIMES
 from deltaw.training import asking, state
 from deltaw.training.judging import Judge
-from deltaw.training.loop import Work
+from deltaw.training.stepping import Work
 
 SETTINGS = ("sample_steps=1", "snapshots=5", 'prompts=["a house, blocky style"]', "dtype=float32")
 OVERFIT = (0.90, 0.95, 0.97, 0.99, 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from deltaw.data import feed
 from deltaw.delta import Delta
 from deltaw.errors import DeltawError
 from deltaw.events import Event, Step, Warn
-from deltaw.training import loop
+from deltaw.training import loop, stepping
 from deltaw.training.outlook import Outlook
+from deltaw.training.stepping import Batch, Work
 
 SETTINGS = ("sample_steps=2", "snapshots=5", 'prompts=["a house"]', "dtype=float32")
 
@@ -25,12 +27,13 @@ SETTINGS = ("sample_steps=2", "snapshots=5", 'prompts=["a house"]', "dtype=float
 def _train(
     folder: Path, base: Path, out: Path, monkeypatch: pytest.MonkeyPatch, broken: set[int], heard: list[Event]
 ) -> deltaw.Report:
-    original = loop.objective_loss
+    original = stepping.batch
 
-    def sometimes_nan(work: loop.Work, pictures: list[int], step: int) -> torch.Tensor:
-        return original(work, pictures, step) * (float("nan") if step in broken else 1.0)
+    def sometimes_nan(work: Work, pictures: list[int], step: int) -> Batch:
+        batch = original(work, pictures, step)
+        return replace(batch, weights=batch.weights * (float("nan") if step in broken else 1.0))
 
-    monkeypatch.setattr(loop, "objective_loss", sometimes_nan)
+    monkeypatch.setattr(stepping, "batch", sometimes_nan)
     return deltaw.train(
         folder, base=str(base), out=out, steps=10, batch=1, rank=2, settings=SETTINGS, tell=heard.append
     )
@@ -204,7 +207,7 @@ def test_numbers_too_large_for_the_file_are_written_in_float32_and_the_layers_na
 
 def test_seeded_is_a_function_of_its_words() -> None:
     def first(*words: object) -> float:
-        return float(torch.rand(1, generator=loop.seeded(*words)))  # type: ignore[arg-type]
+        return float(torch.rand(1, generator=stepping.seeded(*words)))  # type: ignore[arg-type]
 
     assert first(0, "noise", 5) == first(0, "noise", 5)
     assert len({first(s, p, n) for s in (0, 1) for p in ("noise", "init") for n in (1, 2)}) == 8
@@ -212,10 +215,10 @@ def test_seeded_is_a_function_of_its_words() -> None:
 
 @pytest.mark.parametrize("n", [1, 3, 4, 16, 20])
 def test_small_batches_go_through_the_schedule_together(n: int) -> None:
-    together = max(1, loop.PARTS // n)
+    together = max(1, stepping.PARTS // n)
     for group in range(2):
         steps = range(1 + group * together, 1 + (group + 1) * together)
-        drawn = torch.cat([loop.spread(n, step, 0, loop.seeded(0, "noise", step)) for step in steps])
+        drawn = torch.cat([stepping.spread(n, step, 0, stepping.seeded(0, "noise", step)) for step in steps])
         assert sorted((drawn * together * n).long().tolist()) == list(range(together * n)), "each part once"
-    first = torch.cat([loop.spread(n, 1, seed, loop.seeded(seed, "noise", 1)) for seed in range(200)])
+    first = torch.cat([stepping.spread(n, 1, seed, stepping.seeded(seed, "noise", 1)) for seed in range(200)])
     assert abs(float(first.mean()) - 0.5) < 5 * (12 * len(first)) ** -0.5, "a single step's are uniform"

@@ -21,7 +21,8 @@ from deltaw import formats, tensorfile
 from deltaw.delta import Delta
 from deltaw.errors import InputError, Interrupted, ManyErrors, UnverifiedError, UsageError
 from deltaw.events import Event, Note, Saved, Step
-from deltaw.training import loop, verify
+from deltaw.training import stepping, verify
+from deltaw.training.stepping import Batch, Work
 
 QUICK = {"steps": 4, "batch": 2, "rank": 2, "lr": 1e-2}
 QUICK_SETTINGS = ("sample_steps=2", "snapshots=2", 'prompts=["a house"]', "dtype=float32")
@@ -240,13 +241,13 @@ def test_visits_are_the_promised_ones(
     pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    original = loop.objective_loss
+    original = stepping.batch
 
-    def counting(work: object, chosen: list[int], step: int) -> torch.Tensor:
+    def counting(work: Work, chosen: list[int], step: int) -> Batch:
         seen.extend(chosen)
-        return original(work, chosen, step)  # type: ignore[arg-type]
+        return original(work, chosen, step)
 
-    monkeypatch.setattr(loop, "objective_loss", counting)
+    monkeypatch.setattr(stepping, "batch", counting)
     train(pictures(5), tiny_base, tmp_path / "out", steps=5, batch=3)
     assert sorted(seen) == sorted([0, 1, 2, 3, 4] * 3), "5 steps of 3 are 3 rounds over 5 pictures"
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from deltaw import device as devices
 from deltaw import families, int8
@@ -163,7 +164,7 @@ class Base(ABC):
         if packed:
             int8.pack_all(network)
         if checkpointing:
-            network.enable_gradient_checkpointing()
+            network.enable_gradient_checkpointing(computed_again)
         kernels.speed_up(network, device, dtype)
         devices.trim()  # of every weight there was a copy in the file's precision
         return network
@@ -193,6 +194,11 @@ class Base(ABC):
         _quiet()
         model = kind.from_pretrained(self.folder.path / part, dtype=dtype, use_safetensors=True, local_files_only=True)
         return model.to(device).eval().requires_grad_(False)
+
+
+def computed_again(module: nn.Module, *arguments: Any) -> Any:
+    """A block whose activations are not kept. Nothing in it is random, so no state of random numbers is put back for it."""
+    return checkpoint(module, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _quiet() -> None:

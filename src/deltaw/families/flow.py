@@ -29,6 +29,7 @@ class Flow(Base):
         self.objective = objective.FLOW
         n_tok = (self.resolution_px // self.bucket_step_px) ** 2
         self.schedule = schedule.flow(shift(folder.configs["scheduler"], n_tok))
+        self._noise: dict[torch.device, Tensor] = {}
 
     @property
     def bucket_step_px(self) -> int:
@@ -42,7 +43,11 @@ class Flow(Base):
 
     def noise(self, times: Tensor) -> Tensor:
         """The share of noise at integer times (n,), float32."""
-        return self.schedule.s.to(times.device)[times]
+        if times.device == self.schedule.s.device:
+            return self.schedule.s[times]
+        if times.device not in self._noise:  # sent once: a recorded step cannot send anything
+            self._noise[times.device] = self.schedule.s.to(times.device)
+        return self._noise[times.device][times]
 
     def t5_tokenizer(self, part: str) -> Any:
         """The T5 tokenizer in a folder of the base."""

@@ -58,7 +58,11 @@ class StableDiffusionXL(StableDiffusion):
         size.
         """
         height, width = (side * self.factor for side in x.shape[2:])
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=x.device).expand(len(x), -1)
+        sizes = torch.zeros(len(x), 6, dtype=torch.int64, device=x.device)  # made there: nothing is sent to the device
+        sizes[:, 0::4], sizes[:, 1::4] = (
+            height,
+            width,
+        )  # of the picture; (0, 0) is cut off its top and left; of what is left
         added = {"text_embeds": text[:, -1, : n_pooled(self.config)], "time_ids": sizes}
         tokens = text[:, :-1].contiguous()  # once, and not in every layer that reads them
         return network(x, times, encoder_hidden_states=tokens, added_cond_kwargs=added, return_dict=False)[0]

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from deltaw import inject
 from deltaw.errors import DeltawError
-from deltaw.training import loop, verify
-from deltaw.training.loop import NotFiniteError, Work
+from deltaw.flat import Flat
+from deltaw.training import stepping, verify
+from deltaw.training.loop import NotFiniteError
+from deltaw.training.stepping import Work
 
 
 def explain(work: Work, error: NotFiniteError, saved: str) -> DeltawError:
@@ -62,17 +64,17 @@ def _in_float32(work: Work) -> Work:
     """The same network read anew: what overflowed on loading is infinite for good."""
     settings = work.plan.settings
     network = work.base.denoiser(work.device, torch.float32)
-    generator = loop.seeded(settings.seed, "init", 0)
+    generator = stepping.seeded(settings.seed, "init", 0)
     wrapped = inject.wrap(network, settings.targets, settings.rank, settings.alpha, generator)
-    return replace(work, network=network, wrapped=wrapped, dtype=torch.float32)
+    flat = Flat(wrapped.parameters())
+    return replace(work, network=network, wrapped=wrapped, flat=flat, dtype=torch.float32)
 
 
 def _finite(work: Work, error: NotFiniteError, tensors: Mapping[str, Tensor]) -> bool:
     """Whether loss and gradient of the failed batch are finite with these adapters."""
     with verify.holding(work.wrapped, tensors):
-        loss = loop.objective_loss(work, error.pictures, error.step)
-        grads = torch.autograd.grad(loss, list(work.wrapped.parameters().values()))
-        return all(bool(torch.isfinite(t).all()) for t in (loss, *grads))
+        loss = stepping.gradients(work, stepping.batch(work, error.pictures, error.step).on(work.device, work.dtype))
+        return all(bool(torch.isfinite(t).all()) for t in (loss, work.flat.grads))
 
 
 def _largest(tensors: Mapping[str, Tensor]) -> tuple[str, float]:

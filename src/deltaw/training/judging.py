@@ -13,9 +13,9 @@ from deltaw.judge import choice, drift, questions, scores
 from deltaw.judge.choice import Candidate, Choice
 from deltaw.judge.drift import Drift
 from deltaw.judge.scores import Score
-from deltaw.training import asking, loop, verify
-from deltaw.training.loop import Work
+from deltaw.training import asking, stepping, verify
 from deltaw.training.session import Session
+from deltaw.training.stepping import Work
 
 
 class Judge:
@@ -67,7 +67,7 @@ class Judge:
 
     def losses(self, work: Work) -> Tensor:
         """The answers' errors (n, k) with the adapter as it stands."""
-        return self.questions.losses(lambda x, times, text: loop.predict(work, x, times, text), self.at_a_time)
+        return self.questions.losses(lambda x, times, text: stepping.answer(work, x, times, text), self.at_a_time)
 
     def tell(self, score: Score) -> None:
         """Says how a snapshot does."""
@@ -125,7 +125,7 @@ class Judge:
 
         def answers(text: Tensor) -> Tensor:
             parts = torch.arange(len(few)).split(self.at_a_time)
-            said = (loop.predict(work, group.x[few[i]], group.times[few[i]], text[i]) for i in parts)
+            said = (stepping.answer(work, group.x[few[i]], group.times[few[i]], text[i]) for i in parts)
             return torch.cat([part.float().cpu() for part in said])
 
         return answers(plain), answers(group.text(few))

@@ -14,10 +14,11 @@ from deltaw.delta import Delta
 from deltaw.errors import UsageError
 from deltaw.events import Note, Phase, Saved, Warn
 from deltaw.judge.questions import Questions
-from deltaw.training import fingerprint, loop, metadata, state, verify
+from deltaw.training import fingerprint, metadata, state, verify
 from deltaw.training.exactly import exactly
-from deltaw.training.loop import Run, Work
+from deltaw.training.loop import Run
 from deltaw.training.session import Session
+from deltaw.training.stepping import Work, answer
 
 
 def rehearse(session: Session, work: Work) -> None:
@@ -46,7 +47,7 @@ def save(session: Session, work: Work, run: Run, found: Mapping[str, Tensor]) ->
         state.State(
             run.step,
             adapter,
-            state.optimizer_tensors(run.optimizer),
+            state.optimizer_tensors(run.optimizer, work.flat),
             fingerprint.of_run(session.plan, session.dataset, session.base.folder),
             history,
         ),
@@ -84,7 +85,7 @@ def restore(session: Session, work: Work, run: Run, saved: state.State) -> None:
     Raises:
         UsageError: its adapter does not fit.
     """
-    state.restore(saved, work.wrapped.parameters(), run.optimizer)
+    state.restore(saved, work.wrapped.parameters(), run.optimizer, work.flat)
     run.step, run.losses = saved.step, saved.history["losses"].tolist()
     run.n_skipped = int(saved.history["skipped"])
     session.tell(Note(f"resumed after step {saved.step}"))
@@ -112,7 +113,7 @@ def finish(session: Session, work: Work, questions: Questions, step: int) -> ver
     @torch.no_grad()
     def predict() -> Tensor:
         with exactly(work.network):
-            return torch.cat([loop.predict(exact, asked.x[i], asked.times[i], asked.text(i)).cpu() for i in few])
+            return torch.cat([answer(exact, asked.x[i], asked.times[i], asked.text(i)).cpu() for i in few])
 
     trained = inject.take(work.wrapped, session.base.family, session.base.component)
     proof = verify.prove(session.folder.result, trained, work.wrapped, session.base.component, predict, session.shapes)

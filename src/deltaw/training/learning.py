@@ -12,12 +12,14 @@ from deltaw import formats, inject
 from deltaw.data.feed import Feed
 from deltaw.errors import Interrupted
 from deltaw.events import Note, Phase, Tick
+from deltaw.families import readers
 from deltaw.judge.choice import Candidate, Choice
 from deltaw.training import asking, averaging, diagnose, keeping, loop, optim, plan, verify
 from deltaw.training.judging import Judge
-from deltaw.training.loop import Run, Work
+from deltaw.training.loop import Run
 from deltaw.training.session import Session
 from deltaw.training.state import State
+from deltaw.training.stepping import Work, seeded
 from deltaw.training.verify import Proof
 
 
@@ -128,10 +130,11 @@ def _load(session: Session, data: Feed) -> tuple[Work, Run]:
     network = session.base.denoiser(
         session.device, session.dtype, checkpointing=settings.checkpointing, packed=settings.base_int8
     )
-    wrapped = inject.wrap(
-        network, settings.targets, settings.rank, settings.alpha, loop.seeded(settings.seed, "init", 0)
-    )
-    work = Work(session.base, network, wrapped, data, session.plan, session.device, session.dtype)
+    wrapped = inject.wrap(network, settings.targets, settings.rank, settings.alpha, seeded(settings.seed, "init", 0))
+    flat, why = readers.gather(network, wrapped, session.device, session.dtype)
+    if why:
+        session.tell(Note(f"adapters are computed by torch's own kernels, DeltaW's cannot be used here: {why}"))
+    work = Work(session.base, network, wrapped, flat, data, session.plan, session.device, session.dtype)
     n_params = sum(p.numel() for p in wrapped.parameters().values())
     session.tell(
         Note(f"{len(wrapped.modules)} modules get a LoRA of rank {settings.rank}: {n_params:,} numbers to train")
@@ -143,7 +146,7 @@ def _load(session: Session, data: Feed) -> tuple[Work, Run]:
 def _beginning(work: Work) -> Run:
     settings = work.plan.settings
     make = optim.ALL[settings.optimizer]
-    return Run(0, [], make(work.wrapped.parameters().values(), settings.lr, settings.weight_decay))
+    return Run(0, [], make([work.flat.values], settings.lr, settings.weight_decay))
 
 
 def _train(
@@ -174,7 +177,7 @@ def _save_what_is_sound(session: Session, work: Work, run: Run, judge: Judge) ->
     """Saves the adapter as it was before the steps that failed, which it took nothing from; says where it is."""
     if run.n_skipped == run.step:
         return "nothing was learnt before them"
-    if all(bool(p.isfinite().all()) for p in work.wrapped.parameters().values()):
+    if bool(work.flat.values.isfinite().all()):
         keeping.save(session, work, run, judge.history())
         return f"the adapter before them is {session.folder.snapshot(run.step)}"
     kept = [session.folder.snapshot(step) for step in session.plan.marks if step < run.step]

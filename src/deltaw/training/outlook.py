@@ -11,10 +11,10 @@ from deltaw.data.cache import default_root
 from deltaw.events import Event, Phase, Step, Table, Tell, Warn
 from deltaw.families.base import Base
 from deltaw.options import Given
-from deltaw.training import forecast, pace, plan, room, trial
+from deltaw.training import forecast, pace, plan, replay, room, trial
 from deltaw.training.forecast import Forecast
-from deltaw.training.loop import Work
 from deltaw.training.plan import Plan
+from deltaw.training.stepping import Work
 from deltaw.training.trial import Measured
 
 COLUMNS = ("what", "how much", "why")
@@ -91,22 +91,23 @@ class Outlook:
         if len({work.plan.sizes_px[i] for i in work.plan.training}) == 1:
             return
         tell(Phase("try one step of the largest bucket"))
-        step_s = trial.step(work.base, work.network, work.wrapped, self.predicted.job, work.device)
+        step_s = trial.step(work, self.predicted.job)
         self._take(work, step_s)
 
     def following(self, work: Work, n_questions: int, tell: Tell) -> Tell:
         """A listener that says after the second step what each phase will take, where no trial could tell it before.
 
-        The first step is not measured: libraries choose their kernels in it.
+        The first step is not measured, on a GPU the first three: libraries choose their kernels in it.
         """
         seconds: list[float] = []
+        n_first = replay.n_first(work.device)
 
         def heard(event: Event) -> None:
             tell(event)
             if self._measured is None and isinstance(event, Step) and event.steps_per_s > 0:
                 seconds.append((len(seconds) + 1) / event.steps_per_s)
-                if len(seconds) == 2:
-                    self._take(work, seconds[1] - seconds[0])
+                if len(seconds) == n_first + 1:
+                    self._take(work, seconds[-1] - seconds[-2])
                     self.say(work.plan, n_questions, tell, done=event.step)
 
         return heard

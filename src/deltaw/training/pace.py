@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import time
 from dataclasses import dataclass
 
@@ -12,6 +14,8 @@ from deltaw.training.plan import Plan
 from deltaw.training.trial import Measured
 
 REFINED_AFTER_STEPS = 5
+REFINED_LATER = 20
+"""On a GPU, whose first steps of every size of pictures take far longer than all others."""
 N_PROOFS = 3
 """Rounds of questions in the proof: as trained, from the file, without."""
 
@@ -75,13 +79,24 @@ def span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-class Watch:
-    """A listener that passes everything on and, after the first steps, says how long the whole run will take."""
+def after_steps(made: Plan) -> int:
+    """After how many steps of a run its time is said again."""
+    later = min(REFINED_LATER, made.settings.steps // 4) if made.settings.device.startswith("cuda") else 0
+    return max(REFINED_AFTER_STEPS, later)
 
-    def __init__(self, tell: Tell):
-        self._tell = tell
+
+class Watch:
+    """A listener that passes everything on and, after the first steps, says how long the whole run will take.
+
+    Args:
+        tell: the listener behind it.
+        after_steps: how many those are.
+    """
+
+    def __init__(self, tell: Tell, after_steps: int = REFINED_AFTER_STEPS):
+        self._tell, self._after_steps = tell, after_steps
+        self._ends: list[float] = [0.0]
         self._started = time.perf_counter()
-        self._seen = 0
         self._after_s = 0.0
         self._judge_s = 0.0
         self.total_s: float | None = None
@@ -99,15 +114,16 @@ class Watch:
     def __call__(self, event: Event) -> None:
         """Passes the event on."""
         self._tell(event)
-        if isinstance(event, Step):
-            self._seen += 1
-            if self._seen == REFINED_AFTER_STEPS and event.steps_per_s > 0:
+        if isinstance(event, Step) and len(self._ends) <= self._after_steps and event.steps_per_s > 0:
+            self._ends.append(len(self._ends) / event.steps_per_s)
+            if len(self._ends) == self._after_steps + 1:
                 self._refine(event)
 
     def _refine(self, event: Step) -> None:
-        left = (event.n_steps - event.step) / event.steps_per_s
+        step_s = statistics.median(b - a for a, b in itertools.pairwise(self._ends))
+        left = (event.n_steps - event.step) * step_s
         elapsed = self.elapsed_s
         self.total_s = elapsed + left + self._judge_s + self._after_s
         rest = f"{span(left)} of training, {span(self._judge_s)} of judging, {span(self._after_s)} of proof and drawing"
-        self._tell(Note(f"after {self._seen} steps of {1 / event.steps_per_s:.2f} s: {span(self.total_s)} in all "
+        self._tell(Note(f"after {self._after_steps} steps of {step_s:.2f} s: {span(self.total_s)} in all "
                         f"({span(elapsed)} gone; {rest} to come)"))  # fmt: skip

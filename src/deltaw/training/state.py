@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deltaw import tensorfile
 from deltaw.errors import InputError, UsageError
+from deltaw.flat import Flat
 
 FORMAT = 1
 """Raised when a state of this version could not be continued by an older DeltaW."""
@@ -89,14 +90,23 @@ def _short(value: str | None) -> str:
     return "absent" if value is None else value if len(value) <= 40 else f"{value[:37]}…"
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `INDEX.NAME` to tensor."""
-    entries = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": tensor for i, entry in entries.items() for name, tensor in entry.items()}
+def optimizer_tensors(optimizer: torch.optim.Optimizer, flat: Flat) -> dict[str, Tensor]:
+    """The state of an optimizer of `flat.values` as `INDEX.NAME` to tensor, by the parameters' order and not by how they lie."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in optimizer.state.get(flat.values, {}).items():
+        parts = flat.split(tensor).values() if tensor.shape == flat.values.shape else [tensor] * len(flat.names)
+        found |= {f"{i}.{name}": part for i, part in enumerate(parts)}
+    return found
 
 
-def restore(saved: State, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+def restore(saved: State, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, flat: Flat) -> None:
     """Puts adapter and optimizer tensors back, bit for bit.
+
+    Args:
+        saved: the state.
+        parameters: by name.
+        optimizer: of `flat.values`.
+        flat: of the parameters.
 
     Raises:
         UsageError: they are of other modules or another rank; nothing was changed then.
@@ -113,8 +123,12 @@ def restore(saved: State, parameters: Mapping[str, nn.Parameter], optimizer: tor
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved.adapter[name])
-    entries: dict[int, dict[str, Tensor]] = {}
+    entry: dict[str, Tensor] = {}
     for key, tensor in saved.optimizer.items():
         index, _, name = key.partition(".")
-        entries.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+        if not tensor.dim():  # the number of steps, of all alike
+            entry[name] = tensor
+            continue
+        whole = entry.setdefault(name, torch.zeros_like(flat.values, requires_grad=False))
+        flat.split(whole)[flat.names[int(index)]].copy_(tensor)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: entry} if entry else {}})

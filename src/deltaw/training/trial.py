@@ -6,7 +6,7 @@ What would stop a run after hours stops it here, and the seconds that were measu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,18 +14,22 @@ from torch import Tensor, nn
 
 from deltaw import device as devices
 from deltaw import inject
-from deltaw.events import Phase, Tell
-from deltaw.families import blueprint
+from deltaw.data.feed import Feed
+from deltaw.events import Phase, Tell, silent
+from deltaw.families import blueprint, readers
 from deltaw.families.base import Base
-from deltaw.inject import Wrapped
-from deltaw.training import asking
+from deltaw.training import asking, replay
 from deltaw.training.exactly import exactly
 from deltaw.training.graph import Job
 from deltaw.training.plan import Plan
+from deltaw.training.replay import Steps
+from deltaw.training.stepping import Batch, Work
 from deltaw.verbs.painter import Painter, Recipe
 
 SHORT_S = 0.5
-"""After a first step of less a second one is taken and counts: prompts are encoded and kernels chosen before the first."""
+"""After a first step of less a second one is drawn and counts: prompts are encoded and kernels chosen before the first."""
+FIRST_DRAWN = (1, 2)
+"""Steps of a drawing that do not count, on a CPU and on a GPU, which loads its libraries in them."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +51,20 @@ class Measured:
     decode_s: float | None = None
 
 
-def step(base: Base, network: nn.Module, wrapped: Wrapped, job: Job, device: torch.device) -> float:
-    """Seconds of one training step of the largest bucket, after one that does not count; nothing is changed by it.
+def step(work: Work, job: Job) -> float:
+    """Seconds of one training step of the largest bucket, after those that do not count; nothing is changed by it but gradients.
 
     Args:
-        base: whose network it is.
-        network: with its adapters, on `device`.
-        wrapped: the adapters.
+        work: network and adapters; its pictures are not looked at.
         job: batch and largest bucket.
-        device: where the network is.
     """
-    x, times, text = questions(base, job, job.dtype, device)
-
-    trained = list(wrapped.parameters().values())
-
-    def train() -> Sequence[Tensor]:
-        return torch.autograd.grad(base.denoise(network, x, times, text).float().square().mean(), trained)
-
-    train()
-    step_s = _seconds(train, device)
+    x, times, text = questions(work.base, job, torch.float32, torch.device("cpu"))
+    batch = Batch(x, times, text, torch.randn(x.shape), torch.ones(len(x)))
+    compute = Steps(work, silent)
+    for _ in range(replay.n_first(work.device)):
+        compute(batch)
+    step_s = _seconds(lambda: compute(batch), work.device)
+    compute.forget()
     devices.give_back()
     return step_s
 
@@ -74,14 +73,14 @@ def exact(base: Base, network: nn.Module, job: Job, device: torch.device) -> flo
     """Seconds of one prediction in float32 for a picture of the largest bucket."""
     x, times, text = questions(base, replace(job, batch=1), torch.float32, device)
     with torch.no_grad(), exactly(network):
-        return _seconds(lambda: base.denoise(network, x, times, text), device)
+        return _settled_seconds(lambda: base.denoise(network, x, times, text), device)
 
 
 def ask(base: Base, network: nn.Module, job: Job, device: torch.device, n: int) -> float:
     """Seconds of one question among `n`."""
     x, times, text = questions(base, replace(job, batch=n), job.dtype, device)
     with torch.no_grad():
-        return _seconds(lambda: base.denoise(network, x, times, text), device) / n
+        return _settled_seconds(lambda: base.denoise(network, x, times, text), device) / n
 
 
 def questions(base: Base, job: Job, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,12 +96,13 @@ def load_and_step(base: Base, made: Plan, job: Job, device: torch.device) -> Mea
     network = base.denoiser(device, job.dtype, checkpointing=job.checkpointing, packed=job.base_int8)
     generator = torch.Generator().manual_seed(settings.seed)
     wrapped = inject.wrap(network, settings.targets, settings.rank, settings.alpha, generator)
-    step_s = step(base, network, wrapped, job, device)
+    flat, _ = readers.gather(network, wrapped, device, job.dtype)
+    step_s = step(Work(base, network, wrapped, flat, Feed([], {}, []), made, device, job.dtype), job)
     return Measured(step_s, exact(base, network, job, device))
 
 
 def sample(base: Base, made: Plan, device: torch.device, n: int, tell: Tell) -> tuple[float, float]:
-    """Draws the `n` pictures that are drawn at a time in one or two denoising steps.
+    """Draws the `n` pictures that are drawn at a time in a few denoising steps.
 
     Gives the seconds of a step of a whole row, and of decoding one picture.
 
@@ -111,7 +111,8 @@ def sample(base: Base, made: Plan, device: torch.device, n: int, tell: Tell) -> 
     """
     settings = made.settings
     tell(Phase("try one sample"))
-    recipe = Recipe("", "", 0, 2, settings.guidance, settings.resolution, settings.resolution, (), "", "", "", "")
+    n_steps = FIRST_DRAWN[device.type == "cuda"] + 1
+    recipe = Recipe("", "", 0, n_steps, settings.guidance, settings.resolution, settings.resolution, (), "", "", "", "")
     columns = asking.columns(made)
     recipes = [replace(recipe, prompt=column.prompt) for column in columns[:n]]
     painter = Painter(base, str(device), settings.dtype, packed=settings.base_int8, read=recipes)
@@ -130,14 +131,23 @@ def _draw(painter: Painter, recipes: list[Recipe]) -> tuple[float, float]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         at.append(time.perf_counter())
-        return at[-1] - at[0] < SHORT_S
+        return device.type == "cuda" or at[-1] - at[0] < SHORT_S
 
     latents = painter.latents(recipes, [], go_on)
     painter.let_go()
-    return at[-1] - at[-2], _seconds(lambda: painter.decode(latents[:1]), device)
+    return at[-1] - at[-2], _settled_seconds(lambda: painter.decode(latents[:1]), device)
+
+
+def _settled_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of work; on a GPU, whose libraries take far longer the first time than the work itself, of the second time."""
+    if device.type == "cuda":
+        work()
+    return _seconds(work, device)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     start = time.perf_counter()
     work()
     if device.type == "cuda":

@@ -101,7 +101,7 @@ class Painter:
         self, recipes: Sequence[Recipe], deltas: Sequence[tuple[Delta, float]],
         go_on: Callable[[], bool] = lambda: True, at_a_time: int | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """Draws recipes that differ in prompt, negative and seed only; (n, c, h/f, w/f) float32.
+        """Draws recipes that differ in prompt, negative and seed only; (n, c, h/f, w/f) float32 on the CPU.
 
         Pictures drawn together are equal to ones drawn alone only up to rounding.
 
@@ -135,7 +135,7 @@ class Painter:
             width=first.width_px, height=first.height_px, output_type="latent", callback_on_step_end=after_step,
             **self.base.steering([r.negative for r in recipes], first.guidance),
         )  # fmt: skip
-        return self.base.unpacked(drawn.images.float(), (first.width_px, first.height_px))
+        return self.base.unpacked(drawn.images.float().cpu(), (first.width_px, first.height_px))
 
     def let_go(self) -> None:
         """Gives back all but the VAE: what was drawn can still be decoded, which needs much memory, and nothing more drawn."""
@@ -146,7 +146,7 @@ class Painter:
         """Latents (n, c, h/f, w/f) as pictures; the VAE runs in float32, one picture at a time, since it needs most memory."""
         vae = self.pipe.vae
         scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        pixels = torch.cat([vae.decode(one).sample for one in scaled.split(1)])
+        pixels = torch.cat([vae.decode(one.to(self.device)).sample.cpu() for one in scaled.split(1)])
         if not torch.isfinite(pixels).all():
             raise InputError("the base drew non-finite pixels", where=self.base.folder.path,
                              advice="try --set dtype=float32, or less strength")  # fmt: skip

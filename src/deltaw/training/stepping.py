@@ -1,0 +1,125 @@
+"""What one training step computes: times and noise are drawn, the network predicts, the loss is its error; and its gradients."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from deltaw.data.feed import Feed
+from deltaw.diffusion.objective import mix
+from deltaw.diffusion.schedule import stratified
+from deltaw.families.base import Base
+from deltaw.flat import Flat
+from deltaw.inject import Wrapped
+from deltaw.training.plan import Plan
+
+PARTS = 16
+"""Equal parts of the noise schedule that are gone through before one comes again."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the loop only reads.
+
+    Args:
+        base: opened.
+        network: its network, with `wrapped` adapters, whose numbers and gradients lie in `flat`.
+        feed: the pictures.
+        plan: every value.
+        device: where the network is; `dtype`: that it computes in.
+    """
+
+    base: Base
+    network: nn.Module
+    wrapped: Wrapped
+    flat: Flat
+    feed: Feed
+    plan: Plan
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step reads: `x` and `target` (n, c, h, w), `times (n,)`, `text (n, *Base.text_shape)`, `weights (n,)` of the errors."""
+
+    x: Tensor
+    times: Tensor
+    text: Tensor
+    target: Tensor
+    weights: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, in this order."""
+        return tuple(getattr(self, f.name) for f in fields(self))
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Batch:
+        """The same on a device; what the network reads in its precision, what its answer is compared with in float32."""
+        rest = (t.to(device) for t in (self.target, self.weights))
+        return Batch(self.x.to(device, dtype), self.times.to(device), self.text.to(device, dtype), *rest)
+
+
+def seeded(seed: int, purpose: str, step: int) -> torch.Generator:
+    """A CPU generator for one purpose of one step: the same on every device and after every resume."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def batch(work: Work, pictures: list[int], step: int) -> Batch:
+    """What a step reads, on the CPU; the same for the same step, always."""
+    base, settings, feed = work.base, work.plan.settings, work.feed
+    generator = seeded(settings.seed, "noise", step)
+    x0 = torch.stack([feed.latents[i] for i in pictures])
+    times = (spread(len(pictures), step, settings.seed, generator) * base.schedule.n_times).long()
+    e = torch.randn(x0.shape, generator=generator)
+    dropped = torch.rand(len(pictures), generator=generator) < settings.caption_dropout
+    texts = ["" if drop else feed.captions[i] for i, drop in zip(pictures, dropped.tolist(), strict=True)]
+    a, s = base.schedule.at(times)
+    weights = torch.ones(len(pictures))
+    if settings.min_snr_gamma > 0:
+        weights = base.objective.min_snr(base.schedule.snr(times), settings.min_snr_gamma)
+    text = torch.stack([feed.texts[t] for t in texts])
+    return Batch(mix(x0, e, a, s), times, text, base.objective.target(x0, e, a, s), weights)
+
+
+def spread(n: int, step: int, seed: int, generator: torch.Generator) -> Tensor:
+    """A step's n times in [0, 1): small batches go through `PARTS` equal parts together, each part once, in a random order.
+
+    A batch of that many covers the parts by itself. What a single step draws is uniform all the same; over few steps the
+    gradient's noise is less, as within a batch (`stratified`).
+
+    Args:
+        n: pictures in the step.
+        step: its number, from 1.
+        seed: of the run.
+        generator: of the step, for a large batch.
+    """
+    if n >= PARTS:
+        return stratified(n, generator)
+    together = PARTS // n
+    group, turn = divmod(step - 1, together)
+    return stratified(together * n, seeded(seed, "times", group))[turn * n : (turn + 1) * n]
+
+
+def answer(work: Work, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
+    """The network's answer to CPU tensors, on its own device and in its own precision."""
+    device, dtype = work.device, work.dtype
+    return work.base.denoise(work.network, x.to(device, dtype), times.to(device), text.to(device, dtype))
+
+
+def objective_loss(work: Work, there: Batch) -> Tensor:
+    """The weighted objective on a batch that is on the device, as a scalar with a graph."""
+    prediction = work.base.denoise(work.network, there.x, there.times, there.text)
+    error = (prediction.float() - there.target).square().flatten(1).mean(1)
+    return (error * there.weights).mean()
+
+
+def gradients(work: Work, there: Batch) -> Tensor:
+    """The loss of a batch that is on the device; its gradients are in `work.flat` then, in place of those before."""
+    work.flat.begin()
+    loss = objective_loss(work, there)
+    loss.backward()
+    return loss.detach()
