@@ -7,7 +7,8 @@
 
 The limit is the frozen network's forward and its backward to the inputs only, as diffusers computes them: what a LoRA step
 has to do. DeltaW's attention and convolutions are its own where that is faster, so that it may fall below. All compute in the device's
-own precision; adapters are float32, rank 8 on Q, K, V, O.
+own precision; adapters are float32, rank 8 on Q, K, V, O. DeltaW's step is the one of its training loop. On a GPU that is a recorded CUDA
+graph: the limit and plain peft are then shown recorded too, which neither diffusers nor peft does by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,8 +27,11 @@ from torch import nn
 
 from deltaw import device as devices
 from deltaw import inject, int8
-from deltaw.families import flux, kernels, sd, sd_xl
+from deltaw.families import flux, kernels, readers, sd, sd_xl
 from deltaw.families.networks import VARIANTS
+from deltaw.training import replay
+from deltaw.training.replay import Steps
+from deltaw.training.stepping import Batch, Work
 from deltaw.zoo import bundled_base
 
 SHAPES: dict[str, tuple[type[Any], dict[str, Any]]] = {
@@ -79,42 +84,112 @@ def inputs(config: Any, px: int, batch: int, device: torch.device, dtype: torch.
     return asked
 
 
-def contenders(limit: Any, targets: str, device: torch.device, dtype: torch.dtype, *, packed: bool) -> dict[str, Any]:
-    """Three networks on the same weights."""
+Step = Callable[[], object]
+"""Forward, a squared loss, backward."""
+
+
+def contenders(
+    limit: Any, asked: Mapping[str, Any], targets: str, device: torch.device, dtype: torch.dtype, *, packed: bool
+) -> dict[str, Step]:
+    """The steps of three networks on the same weights."""
     ours, theirs = twin(limit), twin(limit)
     if packed:
         int8.pack_all(ours)
     kernels.speed_up(ours, device, dtype)
-    inject.wrap(ours, targets, 8, 8.0, torch.Generator().manual_seed(0))
+    wrapped = inject.wrap(ours, targets, 8, 8.0, torch.Generator().manual_seed(0))
     theirs.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=f".*{targets}"))
     for parameter in theirs.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return {"limit": limit, "DeltaW": ours, "plain peft": theirs}
+    steps = {
+        "limit": plain(limit, asked, to_inputs=True), "DeltaW": as_trained(ours, wrapped, asked, device, dtype),
+        "plain peft": plain(theirs, asked, to_inputs=False),
+    }  # fmt: skip
+    if device.type == "cuda":
+        steps |= {f"{name}, recorded": Recorded(steps[name]) for name in ("limit", "plain peft")}
+    return steps
 
 
-def step(model: nn.Module, asked: Mapping[str, Any], *, to_inputs: bool) -> None:
-    """Forward, a squared loss, backward."""
+def plain(model: nn.Module, asked: Mapping[str, Any], *, to_inputs: bool) -> Step:
+    """A step as torch launches it; the gradients of the step before are forgotten."""
     first = next(iter(asked))
-    x = asked[first].detach().requires_grad_(to_inputs)
-    model(**{**asked, first: x})[0].float().square().mean().backward()
+
+    def step() -> None:
+        x = asked[first].detach().requires_grad_(to_inputs)
+        for parameter in model.parameters():
+            parameter.grad = None
+        model(**{**asked, first: x})[0].float().square().mean().backward()
+
+    return step
 
 
-def measure(
-    models: dict[str, nn.Module], asked: Mapping[str, Any], n: int, wait: Callable[[], None]
-) -> dict[str, list[float]]:
-    """Seconds per step, n each, the models taking turns; the first round warms up and does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for i in range(n + 1):
-        for name, model in models.items():
+def as_trained(
+    model: nn.Module, wrapped: inject.Wrapped, asked: Mapping[str, Any], device: torch.device, dtype: torch.dtype
+) -> Step:
+    """A step of DeltaW's training loop, without its optimizer's."""
+    first = next(iter(asked))
+    base: Any = SimpleNamespace(denoise=lambda network, x, times, text: network(**{**asked, first: x})[0])  # noqa: ARG005
+    flat, why = readers.gather(model, wrapped, device, dtype)
+    if why:
+        print(f"DeltaW's kernels cannot be used: {why}")
+    nothing: Any = None
+    x = asked[first]
+    n = torch.ones(len(x))
+    compute = Steps(Work(base, model, wrapped, flat, nothing, nothing, device, dtype), print)
+    return lambda: compute(Batch(x, n, n, torch.zeros(x.shape), n))
+
+
+class Recorded:
+    """A step as a CUDA graph, recorded at its third call."""
+
+    def __init__(self, step: Step):
+        self.step, self.n, self.stream = step, 0, torch.cuda.Stream()
+        self.graph: Any = None
+
+    def __call__(self) -> None:
+        self.n += 1
+        if self.graph is not None:
+            self.graph.replay()
+            return
+        self.stream.wait_stream(torch.cuda.current_stream())
+        if self.n == 3:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.step()
+        else:
+            with torch.cuda.stream(self.stream):
+                self.step()
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+
+def measure(steps: Mapping[str, Step], n: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds per step, n each, the contenders taking turns; the first rounds warm up and do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(n + replay.n_first(device)):
+        for name, step in steps.items():
+            wait(device)
             start = time.perf_counter()
-            step(model, asked, to_inputs=name == "limit")
-            wait()
-            if i:
+            step()
+            wait(device)
+            if i >= replay.n_first(device):
                 seconds[name].append(time.perf_counter() - start)
-            for parameter in model.parameters():
-                parameter.grad = None
     return seconds
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def held_bytes(step: Step, device: torch.device) -> int:
+    """What the GPU holds at the peak of a step beyond what it held before, recorded or not."""
+    wait(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    wait(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def main() -> None:
@@ -137,16 +212,19 @@ def main() -> None:
     )
     cut = dict(zip(("num_layers", "num_single_layers"), args.blocks or (), strict=False))
     targets = flux.Flux.targets if args.base == "flux1" else sd.StableDiffusion.targets
-    models = contenders(network(args.base, device, dtype, **cut), targets, device, dtype, packed=args.int8)
-    config = models["limit"].config
-    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    limit_network = network(args.base, device, dtype, **cut)
     for batch in batches:
-        seconds = measure(models, inputs(config, px, batch, device, dtype), args.runs, wait)
+        asked = inputs(limit_network.config, px, batch, device, dtype)
+        steps = contenders(limit_network, asked, targets, device, dtype, packed=args.int8)
+        if device.type == "cuda":
+            for name in ("limit", "DeltaW", "plain peft"):
+                print(f"batch {batch:2}  {name:20}  holds {held_bytes(steps[name], device) / 1e9:.2f} GB in a step")
+        seconds = measure(steps, args.runs, device)
         limit = statistics.median(seconds["limit"])
         for name, values in seconds.items():
             middle = statistics.median(values)
             print(
-                f"batch {batch:2}  {name:10}  {middle:7.3f} s  ({min(values):.3f} to {max(values):.3f})  {middle / limit:.3f} of the limit"
+                f"batch {batch:2}  {name:20}  {middle:7.4f} s  ({min(values):.4f} to {max(values):.4f})  {middle / limit:.3f} of the limit"
             )
         print(
             f"batch {batch:2}  DeltaW ÷ plain peft  {statistics.median(seconds['DeltaW']) / statistics.median(seconds['plain peft']):.3f}"

@@ -86,7 +86,7 @@ def test_a_cpu_needs_no_kernels() -> None:
 def test_outputs_and_gradients_are_those_of_each_layer_alone(members: tuple[str, ...], bias: bool, rank: int) -> None:
     model = attention(70, 40, bias=bias)
     model = nn.ModuleDict({name: model[name] for name in members})
-    wrapped, alone = adapted(model, rank), adapted(copy.deepcopy(model), rank)
+    alone, wrapped = adapted(copy.deepcopy(model), rank), adapted(model, rank)
     flat = Flat(wrapped.parameters(), joined.order([members]), torch.float32)
     [group] = joined.join([members], wrapped.modules, flat)
     x, y = torch.randn(2, 33, 70, requires_grad=True), torch.randn(2, 33, 40 * len(members))

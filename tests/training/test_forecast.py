@@ -322,7 +322,7 @@ def test_no_more_is_asked_or_drawn_at_a_time_than_a_step_has_room_for(
     found = forecast.make(base, made)
     assert (found.at_a_time, found.drawn_at_a_time) == (16, found.job.n_drawn), "small ones are not worth the time"
     monkeypatch.setattr(memory, "SMALL_BYTES", 0)
-    step = memory._scattered(found.graph.step.peak_bytes)
+    step = memory._scattered(found.graph.step.peak_bytes, found.job)
     for n, most, need in (
         (found.at_a_time, 16, memory._asked),
         (found.drawn_at_a_time, found.job.n_drawn, memory._drawn),

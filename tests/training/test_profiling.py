@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from torch.autograd import DeviceType
 
 import deltaw
 from deltaw.events import Event, Note
@@ -43,7 +44,7 @@ def event(*names: str, shapes: list[list[int]] | None = None, us: float = 1.0, a
     parent = event(*names[1:]) if len(names) > 1 else None
     return SimpleNamespace(
         name=names[0], cpu_parent=parent, input_shapes=shapes, self_cpu_time_total=us, self_device_time_total=0.0,
-        time_range=SimpleNamespace(start=at, end=at + us),
+        time_range=SimpleNamespace(start=at, end=at + us), device_type=DeviceType.CPU, kernels=[],
     )  # fmt: skip
 
 
@@ -65,6 +66,42 @@ def event(*names: str, shapes: list[list[int]] | None = None, us: float = 1.0, a
 )
 def test_every_operation_has_its_part(found: SimpleNamespace, part: str) -> None:
     assert profiling.part_of(found, rank=8) == part
+
+
+def kernel(name: str, us: float, at: float = 0.0, *, annotates: bool = False) -> SimpleNamespace:
+    """What a GPU did."""
+    return SimpleNamespace(
+        name=name, self_device_time_total=us, time_range=SimpleNamespace(start=at, end=at + us),
+        device_type=DeviceType.CUDA, is_user_annotation=annotates,
+    )  # fmt: skip
+
+
+def test_on_a_gpu_its_time_counts_once_whoever_launched_it() -> None:
+    launching = event("aten::mm", "aten::linear", us=5.0)
+    launching.self_device_time_total = 30.0
+    launching.kernels = [SimpleNamespace(name="nvjet_128x80", duration=30.0)]
+    recorded = [kernel("nvjet_128x80", 20.0, 30.0), kernel("cudnn_sdpa_flash_bprop", 25.0, 50.0),
+                kernel("_back_through_down", 10.0, 75.0), kernel("at::native::elementwise_kernel", 5.0, 85.0)]  # fmt: skip
+    whole = kernel("Optimizer.step#AdamW.step", 100.0, annotates=True)
+    shares = profiling.shares_of([launching, kernel("nvjet_128x80", 30.0), *recorded, whole, event("wait", us=0.0, at=100.0)], 8)  # fmt: skip
+    found = {part: round(100 * share) for part, share in shares.parts.items() if share}
+    assert found == {"linear layers": 50, "attention": 25, "adapters": 10, "elementwise and copies": 5, "Python and waiting": 10}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("sm90_xmma_dgrad_implicit_gemm_bf16bf16", "convolutions"),
+        ("void cudnn::engines_precompiled::nchwToNhwcKernel", "convolutions"),
+        ("void at::native::RowwiseMomentsCUDAKernel", "normalisation"),
+        ("void at::native::vectorized_layer_norm_kernel", "normalisation"),
+        ("_narrow", "adapters"),
+        ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimizer"),
+        ("void at::native::gelu", "elementwise and copies"),
+    ],
+)
+def test_a_kernel_has_its_part_by_name(name: str, part: str) -> None:
+    assert profiling.part_of_kernel(name) == part
 
 
 def test_shares_are_of_the_wall_clock() -> None:

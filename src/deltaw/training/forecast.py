@@ -31,7 +31,7 @@ class Forecast:
         job: what the memory depends on.
         graph: of the run's pieces of work.
         memory: by phase, beyond `held_bytes`.
-        held_bytes: what the process holds before the run; `libraries_bytes`: what code and kernels add to it.
+        held_bytes: what the process holds before the run, on a GPU nothing; `libraries_bytes`: what code and kernels add to it.
         disk: (place, bytes, reason): "run" is the result folder, "cache" what encoders made.
     """
 
@@ -44,13 +44,18 @@ class Forecast:
 
     @property
     def peak_bytes(self) -> int:
-        """What a process monitor will show at the most, on a CPU."""
+        """What a process monitor will show at the most: of the machine's memory, or of the GPU's."""
         return self.held_bytes + self.libraries_bytes + max(need.seen_bytes for need in self.memory)
 
     @property
     def needed_bytes(self) -> int:
         """What has to be free at the most, beyond what the process holds already."""
         return self.libraries_bytes + max(need.n_bytes for need in self.memory)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the memory is a GPU's."""
+        return self.job.device.type == "cuda"
 
     @property
     def tightest(self) -> Need:
@@ -75,7 +80,8 @@ class Forecast:
         """(what, how much, why) for people."""
         base = self.held_bytes + self.libraries_bytes
         shown = [(f"memory: {n.phase}", memory.size(base + n.seen_bytes), _why(n)) for n in self.memory]
-        first = ("memory: program", memory.size(base), "Python, torch and their code; counted in all that follow")
+        program = "torch's code and work space on the GPU" if self.on_gpu else "Python, torch and their code"
+        first = ("memory: program", memory.size(base), f"{program}; counted in all that follow")
         return (first, *shown, *((f"disk: {where}", f"{n / 1e6:.1f} MB", why) for where, n, why in self.disk))
 
 
@@ -93,7 +99,7 @@ def make(base: Base, made: Plan, **changes: Any) -> Forecast:
     work = memory.job(base, made, **changes)
     graph = recalled(blueprint.of(base.folder.configs), work, default_root())
     read = memory.feed_bytes(base, made)
-    held = devices.rss_bytes()
+    held = 0 if work.device.type == "cuda" else devices.rss_bytes()
     needs = memory.needs(graph, work, made.settings.optimizer, min(read, 2 * feed.HELD_BYTES), memory.file_bytes(base))
     return Forecast(work, graph, needs, held, memory.libraries_bytes(made), _disk(graph, made, read))
 

@@ -25,7 +25,9 @@ KERNELS_BYTES = 80_000_000
 MOST_SIZES = 8
 """Whose kernels are there at a time, as far as was measured: oneDNN keeps the latest 1024."""
 SCATTERED = 1.3
-"""Memory that the C library holds for a step's tensors, over their own bytes: freed pieces lie between those in use. Measured likewise."""
+"""Memory that the C library holds for a step's tensors, over their own bytes: freed pieces lie between those in use. Measured likewise.
+torch's own allocator of a GPU's memory leaves far less between them (`SCATTERED_ON_GPU`)."""
+SCATTERED_ON_GPU = 1.1
 SMALL_BYTES = 256_000_000
 """That is not saved at the cost of time."""
 OPTIMIZER_STATES = {"adamw": 2}
@@ -96,27 +98,27 @@ def at_a_time(graph: Graph, work: Job) -> int:
 
     Few at a time cost little where a single one keeps the device busy, as those that need much memory do.
     """
-    return _fitting(questions.BATCH, graph, lambda n: _asked(graph, work, n))
+    return _fitting(questions.BATCH, graph, work, lambda n: _asked(graph, work, n))
 
 
 def drawn_at_a_time(graph: Graph, work: Job) -> int:
     """Pictures drawn at a time: a whole row of the sheet, or as many as need no more memory than a training step does."""
-    return _fitting(work.n_drawn, graph, lambda n: _drawn(graph, work, n))
+    return _fitting(work.n_drawn, graph, work, lambda n: _drawn(graph, work, n))
 
 
-def _fitting(most: int, graph: Graph, need: Callable[[int], int]) -> int:
+def _fitting(most: int, graph: Graph, work: Job, need: Callable[[int], int]) -> int:
     """`most`, or half of it, or a quarter …"""
-    room = max(_scattered(graph.step.peak_bytes), SMALL_BYTES)
+    room = max(_scattered(graph.step.peak_bytes, work), SMALL_BYTES)
     return next((n for n in (most >> i for i in range(most.bit_length())) if need(n) <= room), 1)
 
 
 def _drawn(graph: Graph, work: Job, n: int) -> int:
     predictions = n * (2 if work.guided else 1)
-    return _scattered(predictions * graph.draw.peak_bytes * work.dtype.itemsize // 4) + graph.layer(work.dtype)
+    return _scattered(predictions * graph.draw.peak_bytes * work.dtype.itemsize // 4, work) + graph.layer(work.dtype)
 
 
 def _asked(graph: Graph, work: Job, n: int) -> int:
-    return _scattered(graph.asked(n, work.dtype))
+    return _scattered(graph.asked(n, work.dtype), work)
 
 
 def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mapping[str, int]) -> tuple[Need, ...]:
@@ -133,7 +135,7 @@ def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mappi
     trained = graph.network_bytes + graph.adapter_bytes + states + read_bytes
     n_asked = at_a_time(graph, work)
     asked = _asked(graph, work, n_asked)
-    step = _scattered(graph.step.peak_bytes) + graph.layer(work.dtype)
+    step = _scattered(graph.step.peak_bytes, work) + graph.layer(work.dtype)
     proof = graph.asked(verify.BATCH, torch.float32) + graph.layer(torch.float32) + 2 * graph.adapter_bytes
     return (
         Need("load", graph.network_bytes, f"the network in {_name(work.dtype)}{' and 8 bits' * work.base_int8}, {size(graph.network_bytes)}"),
@@ -172,8 +174,8 @@ def _drawing(graph: Graph, work: Job) -> Need:
     return Need("draw", graph.vae_bytes + most, f"VAE in float32 {size(graph.vae_bytes)}; {why}")
 
 
-def _scattered(n_bytes: int) -> int:
-    return round(SCATTERED * n_bytes)
+def _scattered(n_bytes: int, work: Job) -> int:
+    return round((SCATTERED_ON_GPU if work.device.type == "cuda" else SCATTERED) * n_bytes)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch.autograd import DeviceType
 from torch.profiler import profile, supported_activities
 
 from deltaw.events import Event, Note, Step, Tell
 
 WARM_UP_STEPS = 2
-"""Steps that pass before: the first ones allocate and choose kernels."""
+"""Steps that pass before: the first ones allocate and choose kernels, and are recorded on a GPU."""
 PROFILED_STEPS = 3
 PARTS: tuple[str, ...] = (
     "attention", "adapters", "convolutions", "linear layers", "normalisation", "elementwise and copies", "optimizer",
@@ -86,17 +88,49 @@ def shares_of(events: Any, rank: int) -> Shares:
         events: of torch's profiler, with shapes.
         rank: of the adapters.
     """
-    on_device = any(event.self_device_time_total for event in events)
+    kernels = [e for e in events if e.device_type != DeviceType.CPU and not e.is_user_annotation]
+    operations = [e for e in events if e.device_type == DeviceType.CPU]
     seconds = dict.fromkeys(PARTS, 0.0)
     begin, end = float("inf"), 0.0
-    for event in events:
+    for event in (*operations, *kernels):
         begin, end = min(begin, event.time_range.start), max(end, event.time_range.end)
-        spent_us = event.self_device_time_total if on_device else event.self_cpu_time_total
+    for event in operations:
+        spent_us = event.self_device_time_total if kernels else event.self_cpu_time_total
         if spent_us:
             seconds[part_of(event, rank)] += spent_us / 1e6
+    for name, spent_us in _of_no_operation(operations, kernels).items():
+        seconds[part_of_kernel(name)] += spent_us / 1e6
     whole_s = max((end - begin) / 1e6, sum(seconds.values()))
     seconds[PARTS[-1]] += whole_s - sum(seconds.values())
     return Shares({part: value / whole_s for part, value in seconds.items()}, whole_s / PROFILED_STEPS)
+
+
+def _of_no_operation(operations: Sequence[Any], kernels: Sequence[Any]) -> dict[str, float]:
+    """Microseconds, by name, of kernels that no operation launched: those of a recorded step, which starts as a whole."""
+    spent: Counter[str] = Counter()
+    for kernel in kernels:
+        spent[kernel.name] += kernel.self_device_time_total
+    for launched in (k for operation in operations for k in operation.kernels):
+        spent[launched.name] -= launched.duration
+    return {name: us for name, us in spent.items() if us > 0}
+
+
+KERNELS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("adapters", ("_narrow", "_widen", "_back_through")),
+    ("optimizer", ("adam",)),
+    ("attention", ("sdpa", "flash", "fmha", "attention", "softmax")),
+    ("convolutions", ("conv", "fprop", "dgrad", "wgrad", "nchwtonhwc", "nhwctonchw", "cudnn")),
+    ("linear layers", ("gemm", "nvjet", "cutlass", "cublas", "splitk")),
+    ("normalisation", ("norm", "moments", "welford")),
+)
+"""What the names of a GPU's kernels contain, by part; the first that fits counts. A small product of an adapter that is not joined
+has the name of any other product."""
+
+
+def part_of_kernel(name: str) -> str:
+    """The part that a kernel belongs to, by its name alone."""
+    lower = name.lower()
+    return next((part for part, signs in KERNELS if any(sign in lower for sign in signs)), "elementwise and copies")
 
 
 def part_of(event: Any, rank: int) -> str:
