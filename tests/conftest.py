@@ -20,6 +20,11 @@ from PIL import Image
 
 from deltaw.zoo import bundled_base
 
+if (
+    not torch.cuda.is_available()
+):  # where Triton is all the same, its kernels run in its interpreter; it asks when it is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 REPOSITORY = Path(__file__).parents[1]
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
 
 import pytest
 import torch
 from torch import nn
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
 
 from deltaw import inject, int8, joined
 from deltaw.flat import Flat

@@ -106,14 +106,14 @@ def narrow(x: Tensor, down: Tensor) -> Tensor:
     """x·downᵀ: (n, in), (R, in) -> (n, R)."""
     low = torch.empty(len(x), len(down), dtype=x.dtype, device=x.device)
     sizes = (len(x), x.shape[1], len(down), _filled(len(down)))
-    _narrow[(triton.cdiv(len(x), 16),)](x, down, low, *sizes, 16, 128, num_warps=4, num_stages=4)
+    _narrow[(_parts(len(x), 16),)](x, down, low, *sizes, 16, 128, num_warps=4, num_stages=4)
     return low
 
 
 def widen_(y: Tensor, low: Tensor, up: Tensor, scale: float) -> None:
     """Adds scale·low·upᵀ of each layer to its columns of y (n, g·out)."""
     g, n_out, r = _layers(low, up)
-    grid = (triton.cdiv(len(y), 64), g * triton.cdiv(n_out, 128))
+    grid = (_parts(len(y), 64), g * _parts(n_out, 128))
     _widen[grid](y, low, up, len(y), n_out, scale, g, r, _filled(r), 64, 128, num_warps=4)
 
 
@@ -121,7 +121,7 @@ def back_through_up(grad: Tensor, low: Tensor, up: Tensor, grad_up: Tensor, scal
     """Adds scale·gradᵀ·low of each layer to `grad_up`, float32; gives scale·grad·up (n, R), float32."""
     g, n_out, r = _layers(low, up)
     through = torch.zeros(low.shape, dtype=torch.float32, device=low.device)
-    grid = (triton.cdiv(len(grad), 64), g * triton.cdiv(n_out, 128))
+    grid = (_parts(len(grad), 64), g * _parts(n_out, 128))
     _back_through_up[grid](
         grad, low, up, through, grad_up, len(grad), n_out, scale, g, r, _filled(r), 64, 128, num_warps=4
     )
@@ -134,7 +134,7 @@ def back_through_down(through: Tensor, x: Tensor, down: Tensor, grad_x: Tensor |
     filled = _filled(len(down))
     width = 128 if filled <= 64 else 64
     sizes = (n, n_in, len(down), filled, 64, width, grad_x is not None)
-    grid = (triton.cdiv(n, 64), triton.cdiv(n_in, width))
+    grid = (_parts(n, 64), _parts(n_in, width))
     _back_through_down[grid](through, x, down, x if grad_x is None else grad_x, grad_down, *sizes, num_warps=4)
 
 
@@ -147,4 +147,9 @@ def _layers(low: Tensor, up: Tensor) -> tuple[int, int, int]:
 
 def _filled(rank: int) -> int:
     """A rank filled up to what the matrix units take."""
-    return max(16, triton.next_power_of_2(rank))
+    return max(16, 1 << (rank - 1).bit_length())
+
+
+def _parts(n: int, size: int) -> int:
+    """Pieces of a size that n things take."""
+    return -(-n // size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from deltaw.families import attention, convolution
+from deltaw.families import attention, convolution, gate
 
 
 def speed_up(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -18,3 +18,4 @@ def speed_up(network: nn.Module, device: torch.device, dtype: torch.dtype) -> No
     """
     attention.speed_up(network, device, dtype)
     convolution.freeze(network, device)
+    gate.speed_up(network, device, dtype)
