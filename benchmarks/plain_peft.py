@@ -2,8 +2,8 @@
 
     python -m benchmarks.plain_peft FOLDER OUT.safetensors [--base FOLDER] [--px 128] [--steps 150] [--batch 16] [--lr 1e-3]
 
-Latents and text embeddings are encoded once, as any sensible loop does; precision is bfloat16 where
-the CPU has it; sampling, times and noise are uniform, the rate is constant, AdamW as torch ships it.
+Latents and text embeddings are encoded once, as any sensible loop does, and lie where the network is; precision is bfloat16 where
+the device has it; sampling, times and noise are uniform, the rate is constant, AdamW as torch ships it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from benchmarks.held_out import CPU
-from deltaw import device, tensorfile
+from deltaw import device as devices
+from deltaw import tensorfile
 from deltaw.data import folder, image
 from deltaw.diffusion.objective import mix
 from deltaw.families import bases, sd
@@ -37,9 +37,11 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     args = parser.parse_args()
     base = bases.open_base(args.base)
-    latents, texts = encode(base, args.folder, args.px or base.resolution_px)
-    dtype, _ = device.compute_dtype(CPU)
+    device, _ = devices.choose()
+    latents, texts = (t.to(device) for t in encode(base, args.folder, args.px or base.resolution_px, device))
+    dtype, _ = devices.compute_dtype(device)
     unet = UNet2DConditionModel.from_pretrained(args.base, subfolder="unet", torch_dtype=dtype).requires_grad_(False)
+    unet.to(device)
     unet.add_adapter(
         LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian",
                    target_modules=["to_q", "to_k", "to_v", "to_out.0"])
@@ -53,10 +55,10 @@ def main() -> None:
     for _ in range(args.steps):
         chosen = torch.randint(len(latents), (args.batch,))
         times = torch.randint(base.schedule.n_times, (args.batch,))
-        a, s = base.schedule.at(times)
-        e = torch.randn(args.batch, *latents.shape[1:])
+        a, s = (t.to(device) for t in base.schedule.at(times))
+        e = torch.randn(args.batch, *latents.shape[1:], device=device)
         x, target = mix(latents[chosen], e, a, s), base.objective.target(latents[chosen], e, a, s)
-        prediction = base.denoise(unet, x.to(dtype), times, texts[chosen].to(dtype))
+        prediction = base.denoise(unet, x.to(dtype), times.to(device), texts[chosen].to(dtype))
         torch.nn.functional.mse_loss(prediction.float(), target).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -66,10 +68,12 @@ def main() -> None:
     tensorfile.write(args.out, state)
 
 
-def encode(base: sd.StableDiffusion, pictures: Path, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(
+    base: sd.StableDiffusion, pictures: Path, side: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents (n, c, h, w) and texts (n, n_tok, width) of a folder."""
     dataset = folder.scan(pictures)
-    encode_image, encode_text = base.image_encoder(CPU), base.text_encoder(CPU)
+    encode_image, encode_text = base.image_encoder(device), base.text_encoder(device)
     pixels = [image.fit(image.load(p.path), (side, side)) for p in dataset.pictures]
     latents = torch.cat([encode_image(p[None]) for p in pixels])
     return latents, encode_text([p.caption for p in dataset.pictures])

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig
 
+from deltaw import device as devices
 from deltaw.data import folder as pictures
 from deltaw.data import image
 from deltaw.families.networks import VARIANTS
@@ -86,7 +87,8 @@ def base_of(shapes: str, out: Path) -> Path:
     torch.set_default_dtype(torch.float16)  # in float32 the larger one would not fit
     for name, (kind, config) in parts.items():
         if name == "unet":
-            UNet2DConditionModel(**{**config, **unet}).save_pretrained(out / name)
+            with devices.choose()[0]:  # a GPU draws the numbers in no time
+                UNet2DConditionModel(**{**config, **unet}).save_pretrained(out / name)
             continue
         kind(CLIPTextConfig(**config)).save_pretrained(out / name)
         words = name.replace("text_encoder", "tokenizer")

@@ -7,10 +7,10 @@
     python -m benchmarks.peers.run --job sdxl --scratch FOLDER --diffusers-script PATH/train_text_to_image_lora_sdxl.py …
 
 Same base, pictures (`examples/streamline`), batch, size in pixels, rank and precision (bfloat16) for all; diffusers' script also in
-float32, which is what it computes in where it is not told otherwise. DeltaW and plain peft always run; the others where they are
+float32, which is what it computes in where it is not told otherwise. All compute on the GPU where there is one. DeltaW and plain peft always run; the others where they are
 given: their scripts are not part of this repository. First step: from the start of the process to
 the end of its first optimizer step; DeltaW once with an empty cache and then with a warm one. A step: median over
-the run's later steps. Memory: the largest resident set up to the last step.
+the run's later steps. Memory: the largest resident set up to the last step, or what was taken of the GPU.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_bytes() -> int:
-    """The largest resident memory of this process so far (VmHWM, Linux)."""
+    """The most memory that this process has taken so far: of a GPU, where one computes, else resident (VmHWM, Linux)."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved()
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 

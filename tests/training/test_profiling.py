@@ -35,7 +35,7 @@ def test_a_run_says_where_its_time_goes(pictures: Callable[..., Path], tiny_base
 
 def test_a_run_too_short_says_so(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
     report, notes = run(pictures(3), tiny_base, tmp_path / "out", 3)
-    assert "no profile: it takes 5 steps" in notes
+    assert "no profile: it takes 6 steps" in notes
     assert "Where a step" not in (report.folder / "report.html").read_text()
 
 

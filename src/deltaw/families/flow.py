@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltaw.diffusion import objective, schedule
 from deltaw.families.base import Base
@@ -40,6 +40,17 @@ class Flow(Base):
     def drawn_step_px(self) -> int:
         """Sides of drawn pictures are multiples of this."""
         return self.bucket_step_px
+
+    def denoiser(
+        self, device: torch.device, dtype: torch.dtype, *, checkpointing: bool = False, packed: bool = False
+    ) -> nn.Module:
+        """As `Base.denoiser`; on an NVIDIA GPU without cuDNN's attention, in this process.
+
+        Its backward pass reads memory that is not its own in FLUX.1's attention (torch 2.11, H200), which ends the process.
+        """
+        if device.type == "cuda":
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        return super().denoiser(device, dtype, checkpointing=checkpointing, packed=packed)
 
     def noise(self, times: Tensor) -> Tensor:
         """The share of noise at integer times (n,), float32."""

@@ -44,8 +44,9 @@ class Forecast:
 
     @property
     def peak_bytes(self) -> int:
-        """What a process monitor will show at the most: of the machine's memory, or of the GPU's."""
-        return self.held_bytes + self.libraries_bytes + max(need.seen_bytes for need in self.memory)
+        """What a process monitor will show at the most: of the machine's memory, or of the GPU's, where no file is mapped."""
+        most = max(need.n_bytes if self.on_gpu else need.seen_bytes for need in self.memory)
+        return self.held_bytes + self.libraries_bytes + most
 
     @property
     def needed_bytes(self) -> int:
@@ -79,7 +80,14 @@ class Forecast:
     def rows(self) -> tuple[tuple[str, str, str], ...]:
         """(what, how much, why) for people."""
         base = self.held_bytes + self.libraries_bytes
-        shown = [(f"memory: {n.phase}", memory.size(base + n.seen_bytes), _why(n)) for n in self.memory]
+        shown = [
+            (
+                f"memory: {n.phase}",
+                memory.size(base + (n.n_bytes if self.on_gpu else n.seen_bytes)),
+                n.reason if self.on_gpu else _why(n),
+            )
+            for n in self.memory
+        ]
         program = "torch's code and work space on the GPU" if self.on_gpu else "Python, torch and their code"
         first = ("memory: program", memory.size(base), f"{program}; counted in all that follow")
         return (first, *shown, *((f"disk: {where}", f"{n / 1e6:.1f} MB", why) for where, n, why in self.disk))

@@ -61,6 +61,11 @@ def foretell_time(
     _tell_time(pace.parts(predicted.graph, predicted.job, made, measured, n_questions), tell)
 
 
+def n_tried(made: Plan) -> int:
+    """Steps after which a run's time is said where no trial was made before; predictions are tried then."""
+    return replay.n_first(torch.device(made.settings.device)) + 1
+
+
 class Outlook:
     """A run's prediction, what was tried of it, and how right it was.
 
@@ -100,13 +105,13 @@ class Outlook:
         The first step is not measured, on a GPU the first three: libraries choose their kernels in it.
         """
         seconds: list[float] = []
-        n_first = replay.n_first(work.device)
+        last = n_tried(work.plan)
 
         def heard(event: Event) -> None:
             tell(event)
             if self._measured is None and isinstance(event, Step) and event.steps_per_s > 0:
                 seconds.append((len(seconds) + 1) / event.steps_per_s)
-                if len(seconds) == n_first + 1:
+                if len(seconds) == last:
                     self._take(work, seconds[-1] - seconds[-2])
                     self.say(work.plan, n_questions, tell, done=event.step)
 
@@ -130,9 +135,7 @@ class Outlook:
 
     def compare(self, peak_rss_bytes: int, peak_device_bytes: int, *, whole: bool) -> tuple[tuple[str, str], ...]:
         """(what, predicted and found) for the table of costs; time only of a run that took all its steps."""
-        used, foretold = peak_rss_bytes, self.predicted.peak_bytes
-        if peak_device_bytes:
-            used, foretold = peak_device_bytes, max(need.n_bytes for need in self.predicted.memory)
+        used, foretold = peak_device_bytes or peak_rss_bytes, self.predicted.peak_bytes
         rows = [
             ("peak memory, predicted", _against(f"{foretold / 1e9:.2f} GB", f"{used / 1e9:.2f} GB", used / foretold))
         ]

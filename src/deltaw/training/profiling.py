@@ -12,8 +12,6 @@ from torch.profiler import profile, supported_activities
 
 from deltaw.events import Event, Note, Step, Tell
 
-WARM_UP_STEPS = 2
-"""Steps that pass before: the first ones allocate and choose kernels, and are recorded on a GPU."""
 PROFILED_STEPS = 3
 PARTS: tuple[str, ...] = (
     "attention", "adapters", "convolutions", "linear layers", "normalisation", "elementwise and copies", "optimizer",
@@ -49,11 +47,12 @@ class Profiler:
     Args:
         tell: the listener behind it.
         rank: of the adapters, which tells their products from the base's.
+        after_steps: that pass before: kernels are chosen in the first ones, recorded on a GPU, and predictions tried between them.
     """
 
-    def __init__(self, tell: Tell, rank: int):
+    def __init__(self, tell: Tell, rank: int, after_steps: int):
         self._shares: Shares | None = None
-        self._tell, self._rank = tell, rank
+        self._tell, self._rank, self._after_steps = tell, rank, after_steps
         self._heard = 0
         self._profile: profile | None = None
 
@@ -63,10 +62,10 @@ class Profiler:
         if not isinstance(event, Step):
             return
         self._heard += 1
-        if self._heard == WARM_UP_STEPS:
+        if self._heard == self._after_steps:
             self._profile = profile(activities=supported_activities(), record_shapes=True, acc_events=True)
             self._profile.start()
-        elif self._profile is not None and self._heard == WARM_UP_STEPS + PROFILED_STEPS:
+        elif self._profile is not None and self._heard == self._after_steps + PROFILED_STEPS:
             self._profile.stop()
             self._shares = shares_of(self._profile.events(), self._rank)
             self._profile = None
@@ -77,7 +76,7 @@ class Profiler:
         if self._profile is not None:
             self._profile.stop()
         if self._shares is None:
-            self._tell(Note(f"no profile: it takes {WARM_UP_STEPS + PROFILED_STEPS} steps"))
+            self._tell(Note(f"no profile: it takes {self._after_steps + PROFILED_STEPS} steps"))
         return self._shares
 
 

@@ -72,7 +72,7 @@ def train(
         run_folder = prepare(out, folder, resume=bool(given.options.resume))
     with locked(run_folder), Diary(run_folder.events, tell) as diary:
         watch = pace.Watch(diary, pace.after_steps(made))
-        profiler = Profiler(watch, made.settings.rank) if profile else None
+        profiler = Profiler(watch, made.settings.rank, outlook.n_tried(made) + 1) if profile else None
         session = begin(base, dataset, made, run_folder, clock, profiler or watch, outlook.Outlook(predicted, watch))
         saved, other = None, False
         if given.options.resume:
