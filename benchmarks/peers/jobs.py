@@ -85,16 +85,16 @@ def base_of(shapes: str, out: Path) -> Path:
     index = json.loads((bundled_base() / "model_index.json").read_text("utf-8"))
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float16)  # in float32 the larger one would not fit
-    for name, (kind, config) in parts.items():
-        if name == "unet":
-            with devices.choose()[0]:  # a GPU draws the numbers in no time
+    with devices.choose()[0]:  # a GPU draws the numbers in no time
+        for name, (kind, config) in parts.items():
+            if name == "unet":
                 UNet2DConditionModel(**{**config, **unet}).save_pretrained(out / name)
-            continue
-        kind(CLIPTextConfig(**config)).save_pretrained(out / name)
-        words = name.replace("text_encoder", "tokenizer")
-        shutil.copytree(bundled_base() / "tokenizer", out / words, dirs_exist_ok=True)
-        index |= {name: ["transformers", kind.__name__], words: index["tokenizer"]}
-    AutoencoderKL(**VAE, **vae).save_pretrained(out / "vae")
+                continue
+            kind(CLIPTextConfig(**config)).save_pretrained(out / name)
+            words = name.replace("text_encoder", "tokenizer")
+            shutil.copytree(bundled_base() / "tokenizer", out / words, dirs_exist_ok=True)
+            index |= {name: ["transformers", kind.__name__], words: index["tokenizer"]}
+        AutoencoderKL(**VAE, **vae).save_pretrained(out / "vae")
     torch.set_default_dtype(torch.float32)
     DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1

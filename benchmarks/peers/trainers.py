@@ -35,7 +35,7 @@ def environment(cache: Path) -> dict[str, str]:
     spin = os.environ.get("GOMP_SPINCOUNT", "10000")
     return {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p),
         "HF_HUB_OFFLINE": "1",
         "DELTAW_CACHE": str(cache),
         "GOMP_SPINCOUNT": spin,

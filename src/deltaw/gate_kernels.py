@@ -42,12 +42,14 @@ def _gate_back(p, grad, out, n, d, BLOCK: tl.constexpr):
 def gate(p: Tensor) -> Tensor:
     """h·gelu(g): (n, 2d) -> (n, d)."""
     y = torch.empty(len(p), p.shape[1] // 2, dtype=p.dtype, device=p.device)
-    _gate[(-(-y.numel() // BLOCK),)](p, y, y.numel(), y.shape[1], BLOCK)
+    with torch.cuda.device_of(p):
+        _gate[(-(-y.numel() // BLOCK),)](p, y, y.numel(), y.shape[1], BLOCK)
     return y
 
 
 def gate_back(p: Tensor, grad: Tensor) -> Tensor:
     """The gradient to p (n, 2d) of `gate`, from that to y (n, d)."""
     out = torch.empty_like(p)
-    _gate_back[(-(-grad.numel() // BLOCK),)](p, grad, out, grad.numel(), grad.shape[1], BLOCK)
+    with torch.cuda.device_of(p):
+        _gate_back[(-(-grad.numel() // BLOCK),)](p, grad, out, grad.numel(), grad.shape[1], BLOCK)
     return out

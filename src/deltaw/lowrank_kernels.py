@@ -106,7 +106,8 @@ def narrow(x: Tensor, down: Tensor) -> Tensor:
     """x·downᵀ: (n, in), (R, in) -> (n, R)."""
     low = torch.empty(len(x), len(down), dtype=x.dtype, device=x.device)
     sizes = (len(x), x.shape[1], len(down), _filled(len(down)))
-    _narrow[(_parts(len(x), 16),)](x, down, low, *sizes, 16, 128, num_warps=4, num_stages=4)
+    with torch.cuda.device_of(x):
+        _narrow[(_parts(len(x), 16),)](x, down, low, *sizes, 16, 128, num_warps=4, num_stages=4)
     return low
 
 
@@ -114,7 +115,8 @@ def widen_(y: Tensor, low: Tensor, up: Tensor, scale: float) -> None:
     """Adds scale·low·upᵀ of each layer to its columns of y (n, g·out)."""
     g, n_out, r = _layers(low, up)
     grid = (_parts(len(y), 64), g * _parts(n_out, 128))
-    _widen[grid](y, low, up, len(y), n_out, scale, g, r, _filled(r), 64, 128, num_warps=4)
+    with torch.cuda.device_of(y):
+        _widen[grid](y, low, up, len(y), n_out, scale, g, r, _filled(r), 64, 128, num_warps=4)
 
 
 def back_through_up(grad: Tensor, low: Tensor, up: Tensor, grad_up: Tensor, scale: float) -> Tensor:
@@ -122,9 +124,10 @@ def back_through_up(grad: Tensor, low: Tensor, up: Tensor, grad_up: Tensor, scal
     g, n_out, r = _layers(low, up)
     through = torch.zeros(low.shape, dtype=torch.float32, device=low.device)
     grid = (_parts(len(grad), 64), g * _parts(n_out, 128))
-    _back_through_up[grid](
-        grad, low, up, through, grad_up, len(grad), n_out, scale, g, r, _filled(r), 64, 128, num_warps=4
-    )
+    with torch.cuda.device_of(grad):
+        _back_through_up[grid](
+            grad, low, up, through, grad_up, len(grad), n_out, scale, g, r, _filled(r), 64, 128, num_warps=4
+        )
     return through
 
 
@@ -135,7 +138,8 @@ def back_through_down(through: Tensor, x: Tensor, down: Tensor, grad_x: Tensor |
     width = 128 if filled <= 64 else 64
     sizes = (n, n_in, len(down), filled, 64, width, grad_x is not None)
     grid = (_parts(n, 64), _parts(n_in, width))
-    _back_through_down[grid](through, x, down, x if grad_x is None else grad_x, grad_down, *sizes, num_warps=4)
+    with torch.cuda.device_of(x):
+        _back_through_down[grid](through, x, down, x if grad_x is None else grad_x, grad_down, *sizes, num_warps=4)
 
 
 def _layers(low: Tensor, up: Tensor) -> tuple[int, int, int]:
