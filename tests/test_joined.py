@@ -72,6 +72,19 @@ def test_without_gradients_and_in_another_precision_each_layer_answers_itself() 
     assert torch.equal(group(x), apart)
 
 
+def test_what_the_kernels_cannot_count_is_computed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped = adapted(attention(12, 10, bias=True), 2)
+    names = list(wrapped.modules)
+    flat = Flat(wrapped.parameters(), joined.order([names]), torch.float32)
+    [group] = joined.join([names], wrapped.modules, flat)
+    assert group.fits(torch.ones(5, 12))
+    monkeypatch.setattr(joined, "MOST_NUMBERS", 5 * 30 - 1)
+    assert not group.fits(torch.ones(5, 12))
+    flat.begin()
+    group(torch.ones(5, 12)).sum().backward()
+    assert all(grad.any() for grad in flat.split(flat.grads).values())
+
+
 def test_a_cpu_needs_no_kernels() -> None:
     assert "NVIDIA" in joined.broken(torch.device("cpu"))
 

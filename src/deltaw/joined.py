@@ -21,6 +21,8 @@ from deltaw.inject import LowRankLinear
 
 MOST_RANK = 128
 """Of layers that are joined, all together: what a kernel can hold."""
+MOST_NUMBERS = (1 << 31) - 1
+"""Of x or of y: the kernels count places in 32 bits."""
 
 
 class Joined:
@@ -47,8 +49,10 @@ class Joined:
         self.grad_down, self.grad_up = flat.stacked(downs, flat.grads), flat.stacked(ups, flat.grads)
 
     def fits(self, x: Tensor) -> bool:
-        """Whether x (…, in) is trained on; questions and proofs are asked layer by layer, in whatever precision."""
-        return torch.is_grad_enabled() and x.dtype is self.dtype
+        """Whether x (…, in) is trained on and not too large; questions and proofs are asked layer by layer, in whatever precision."""
+        n = x.numel() // x.shape[-1]
+        small = n * max(x.shape[-1], len(self.up)) <= MOST_NUMBERS
+        return small and torch.is_grad_enabled() and x.dtype is self.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, in) -> (…, Σ out)."""
