@@ -23,7 +23,17 @@ def test_every_thing_has_one_line() -> None:
     doctor.examine(events.append)
     (table,) = (e for e in events if isinstance(e, Table))
     names = [row[0].partition(" (")[0] for row in table.rows]
-    assert names == ["Python", "torch", "libraries", "device", "precision", "memory", "disk here", "cache"]
+    assert names == [
+        "Python",
+        "torch",
+        "libraries",
+        "device",
+        "GPU kernels",
+        "precision",
+        "memory",
+        "disk here",
+        "cache",
+    ]
     assert all(row[1] for row in table.rows)
 
 
@@ -50,6 +60,17 @@ def test_a_device_that_fails_is_named_and_nothing_else_falls(monkeypatch: pytest
     assert "driver" in look("device").fix
     assert look("precision").fix == "mend the device first"
     assert look("memory").value
+
+
+def test_kernels_that_cannot_be_used_are_a_problem_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not look("GPU kernels").fix
+    monkeypatch.setattr(devices, "choose", lambda: (torch.device("cuda"), "a GPU"))
+    monkeypatch.setattr(doctor.joined, "broken", lambda _: "Failed to find C compiler")
+    found = look("GPU kernels")
+    assert "C compiler" in found.value
+    assert "triton" in found.fix
+    monkeypatch.setattr(doctor.joined, "broken", lambda _: "")
+    assert not look("GPU kernels").fix
 
 
 def test_a_precision_that_computes_nonsense_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from deltaw import device as devices
+from deltaw import joined
 from deltaw.data.cache import default_root
 from deltaw.errors import DeltawError
 from deltaw.events import Table, Tell, Warn, silent
@@ -39,7 +40,7 @@ class Finding:
 
 
 def examine(tell: Tell = silent) -> bool:
-    """Looks at Python, torch, libraries, device, precision, memory, disk and cache; True where nothing is a problem."""
+    """Looks at Python, torch, libraries, device, kernels, precision, memory, disk and cache; True where nothing is a problem."""
     findings = [look() for look in _LOOKS]
     rows = tuple((f.name, f.value, "ok" if not f.fix else "problem") for f in findings)
     tell(Table("this machine", ("what", "found", ""), rows))
@@ -75,6 +76,20 @@ def _device() -> Finding:
     except DeltawError as error:
         return Finding("device", error.what, "update the GPU's driver, or take torch's build for it; or use device=cpu")
     return Finding("device", f"{device} ({why}); one kernel ran")
+
+
+def _kernels() -> Finding:
+    """DeltaW's own kernels, which training of large bases on an NVIDIA GPU uses."""
+    try:
+        device = devices.choose()[0]
+    except DeltawError:
+        device = torch.device("cpu")
+    if device.type != "cuda":
+        return Finding("GPU kernels", "none are needed here")
+    if why := joined.broken(device):
+        return Finding("GPU kernels", f"cannot be used: {why}",
+                       "install the triton of this torch and a C compiler; training works without them, and takes longer")  # fmt: skip
+    return Finding("GPU kernels", "built, and right on a small product")
 
 
 def _precision() -> Finding:
@@ -142,4 +157,14 @@ def _room(name: str, path: Path) -> Finding:
     return Finding(name, f"{free / 1e9:.1f} GB free", "free some space" if free < LEAST_DISK_BYTES else "")
 
 
-_LOOKS: tuple[Callable[[], Finding], ...] = (_python, _torch, _libraries, _device, _precision, _memory, _disk, _cache)
+_LOOKS: tuple[Callable[[], Finding], ...] = (
+    _python,
+    _torch,
+    _libraries,
+    _device,
+    _kernels,
+    _precision,
+    _memory,
+    _disk,
+    _cache,
+)

@@ -1,0 +1,76 @@
+"""Which layers read the same x: found in a network, joined, and the network trains as before (by Triton's interpreter)."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from deltaw import inject, joined
+from deltaw.families import bases, readers
+from deltaw.families.base import Base
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["tiny_base", "tiny_xl", "tiny_flux", "tiny_sd3"])
+def base(request: pytest.FixtureRequest) -> Base:
+    path: Path = request.getfixturevalue(request.param)
+    return bases.open_base(path)
+
+
+def adapted(network: nn.Module, base: Base) -> inject.Wrapped:
+    wrapped = inject.wrap(network, base.targets, 2, 4.0, torch.Generator().manual_seed(0))
+    for i, module in enumerate(wrapped.modules.values()):
+        nn.init.normal_(module.up, generator=torch.Generator().manual_seed(i))
+    return wrapped
+
+
+def answer(network: nn.Module, base: Base) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    side = base.resolution_px // base.factor
+    channels = base.folder.configs["vae"]["latent_channels"]
+    x = torch.randn(2, channels, side, side, generator=generator)
+    text = torch.randn(2, *base.text_shape, generator=generator)
+    return base.denoise(network, x, torch.tensor([3, 700]), text)
+
+
+def test_attentions_are_told_to_call_their_readers_together(base: Base) -> None:
+    network = base.denoiser(CPU, torch.float32)
+    wrapped = adapted(network, base)
+    with torch.no_grad():
+        before = answer(network, base)
+        readers.join(network, wrapped, torch.bfloat16)
+        assert torch.equal(answer(network, base), before), "without gradients every layer answers itself"
+    fused: Any = [m for m in network.modules() if hasattr(m, "to_qkv") and m.to_qkv is not None]
+    assert bool(fused) == (base.family != "sd3"), "diffusers' fused processor of SD 3 leaves its norms out"
+    assert all(isinstance(m.to_qkv, joined.Joined) for m in fused)
+
+
+def test_a_small_network_and_a_cpu_join_nothing(base: Base) -> None:
+    network = base.denoiser(CPU, torch.float32)
+    flat, why = readers.gather(network, adapted(network, base), CPU, torch.float32)
+    assert flat.rounded is None
+    assert not why
+    assert not any(getattr(m, "joined", None) for m in network.modules())
+
+
+def test_a_joined_network_trains_as_one_that_is_not(base: Base) -> None:
+    pytest.importorskip("triton", reason="torch brings Triton where there are NVIDIA GPUs")
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter is for machines without a GPU")
+    network = base.denoiser(CPU, torch.float32)
+    other = copy.deepcopy(network)
+    wrapped, alone = adapted(network, base), adapted(other, base)
+    flat = readers.join(network, wrapped, torch.float32)
+    flat.begin()
+    found, wanted = answer(network, base), answer(other, base)
+    assert torch.allclose(found, wanted, atol=1e-3)
+    found.square().mean().backward()
+    expected = torch.autograd.grad(wanted.square().mean(), list(alone.parameters().values()))
+    for (name, grad), its in zip(flat.split(flat.grads).items(), expected, strict=True):
+        assert float((grad - its).norm()) <= 1e-3 * float(its.norm()) + 1e-7, name
