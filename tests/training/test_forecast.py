@@ -248,7 +248,7 @@ def test_what_could_fail_late_is_tried_first_and_the_forecast_is_judged(
     for size in sizes_px:
         folder = pictures(3, size, name=f"of/{size[0]}")
     events: list[Event] = []
-    settings = ["prompts=['a']", "sample_steps=1", "snapshots=1"]
+    settings = ["prompts=['a']", "sample_steps=1", "snapshots=1", "device=cpu"]
     run.train(
         folder.parent, base=str(tiny_base), out=tmp_path / "out", steps=6, rank=2, settings=settings,
         tell=events.append,

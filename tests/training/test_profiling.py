@@ -13,7 +13,7 @@ import deltaw
 from deltaw.events import Event, Note
 from deltaw.training import profiling
 
-SETTINGS = ("sample_steps=1", "snapshots=1", 'prompts=["a house"]', "dtype=float32")
+SETTINGS = ("sample_steps=1", "snapshots=1", 'prompts=["a house"]', "dtype=float32", "device=cpu")
 
 
 def run(folder: Path, base: Path, out: Path, steps: int) -> tuple[deltaw.Report, list[str]]:
