@@ -66,31 +66,32 @@ def train(work: Work, run: Run, at_mark: Callable[[Run], None], stop_asked: Call
     turns = work.plan.sampler.plan(settings.steps)
     bad, first = 0, run.step
     following = _prepared(work, turns, run.step + 1)
-    while following is not None and not run.ended and not stop_asked():
-        step, started = run.step + 1, time.perf_counter()
-        pictures, batch = following
-        loss = compute(batch)
-        following = _prepared(work, turns, step + 1)  # while a GPU computes
-        norm = optim.clip(trained, settings.clip)
-        value = float(loss)
-        bad = bad + 1 if not (_finite(value) and _finite(norm)) else 0
-        if bad:
-            tell(Warn(f"step {step}: loss {value}, gradient norm {norm}; the step is skipped"))
-        else:
-            for group in run.optimizer.param_groups:
-                group["lr"] = rate.at(step)
-            run.optimizer.step()
-        run.step = step
-        run.losses.append(value)
-        run.n_skipped += bool(bad)
-        run.seconds += time.perf_counter() - started
-        speed = (step - first) / run.seconds
-        tell(Step(step, settings.steps, value, rate.at(step), speed, devices.rss_bytes(), {"grad_norm": norm}))
-        if bad >= MAX_BAD_IN_A_ROW or (bad == step and step in work.plan.marks):  # or nothing was ever learnt
-            raise NotFiniteError(step, pictures, bad)
-        if step in work.plan.marks:
-            compute.make_room()
-            at_mark(run)
+    with devices.kept():
+        while following is not None and not run.ended and not stop_asked():
+            step, started = run.step + 1, time.perf_counter()
+            pictures, batch = following
+            loss = compute(batch)
+            following = _prepared(work, turns, step + 1)  # while a GPU computes
+            norm = optim.clip(trained, settings.clip)
+            value = float(loss)
+            bad = bad + 1 if not (_finite(value) and _finite(norm)) else 0
+            if bad:
+                tell(Warn(f"step {step}: loss {value}, gradient norm {norm}; the step is skipped"))
+            else:
+                for group in run.optimizer.param_groups:
+                    group["lr"] = rate.at(step)
+                run.optimizer.step()
+            run.step = step
+            run.losses.append(value)
+            run.n_skipped += bool(bad)
+            run.seconds += time.perf_counter() - started
+            speed = (step - first) / run.seconds
+            tell(Step(step, settings.steps, value, rate.at(step), speed, devices.rss_bytes(), {"grad_norm": norm}))
+            if bad >= MAX_BAD_IN_A_ROW or (bad == step and step in work.plan.marks):  # or nothing was ever learnt
+                raise NotFiniteError(step, pictures, bad)
+            if step in work.plan.marks:
+                compute.make_room()
+                at_mark(run)
 
 
 def _prepared(work: Work, turns: Sequence[tuple[tuple[int, int], int]], step: int) -> tuple[list[int], Batch] | None:
