@@ -45,8 +45,7 @@ class Forecast:
     @property
     def peak_bytes(self) -> int:
         """What a process monitor will show at the most: of the machine's memory, or of the GPU's, where no file is mapped."""
-        most = max(need.n_bytes if self.on_gpu else need.seen_bytes for need in self.memory)
-        return self.held_bytes + self.libraries_bytes + most
+        return self.held_bytes + self.libraries_bytes + max(self._seen_bytes(need) for need in self.memory)
 
     @property
     def needed_bytes(self) -> int:
@@ -80,22 +79,19 @@ class Forecast:
     def rows(self) -> tuple[tuple[str, str, str], ...]:
         """(what, how much, why) for people."""
         base = self.held_bytes + self.libraries_bytes
-        shown = [
-            (
-                f"memory: {n.phase}",
-                memory.size(base + (n.n_bytes if self.on_gpu else n.seen_bytes)),
-                n.reason if self.on_gpu else _why(n),
-            )
-            for n in self.memory
-        ]
+        shown = [(f"memory: {n.phase}", memory.size(base + self._seen_bytes(n)), self._why(n)) for n in self.memory]
         program = "torch's code and work space on the GPU" if self.on_gpu else "Python, torch and their code"
         first = ("memory: program", memory.size(base), f"{program}; counted in all that follow")
         return (first, *shown, *((f"disk: {where}", f"{n / 1e6:.1f} MB", why) for where, n, why in self.disk))
 
+    def _seen_bytes(self, need: Need) -> int:
+        return need.n_bytes if self.on_gpu else need.seen_bytes
 
-def _why(need: Need) -> str:
-    mapped = f"; pages of weight files {memory.size(need.mapped_bytes)}, which the system takes back when it needs them"
-    return need.reason + (mapped if need.mapped_bytes > 1e7 else "")
+    def _why(self, need: Need) -> str:
+        mapped = (
+            f"; pages of weight files {memory.size(need.mapped_bytes)}, which the system takes back when it needs them"
+        )
+        return need.reason + (mapped if need.mapped_bytes > 1e7 and not self.on_gpu else "")
 
 
 def make(base: Base, made: Plan, **changes: Any) -> Forecast:
