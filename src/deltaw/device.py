@@ -118,6 +118,13 @@ def give_back() -> None:
     trim()
 
 
+def trim() -> None:
+    """The same for what was freed without a cycle of references: it takes no time to look for those."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    _ask_glibc("malloc_trim", 0)
+
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's names for what `mallopt` sets (malloc.h)."""
 USUAL_TRIM_BYTES, USUAL_MMAP_BYTES = 64 << 20, 32 << 20
@@ -131,30 +138,20 @@ def kept() -> Iterator[None]:
     A training step frees all that it asked for; given back, it is asked for and cleared again in the next step, which took
     a tenth of the bundled base's. `trim` gives it back all the same.
     """
-    _mallopt(M_MMAP_THRESHOLD, USUAL_MMAP_BYTES)
-    _mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    _ask_glibc("mallopt", M_MMAP_THRESHOLD, USUAL_MMAP_BYTES)
+    _ask_glibc("mallopt", M_TRIM_THRESHOLD, (1 << 31) - 1)
     try:
         yield
     finally:
-        _mallopt(M_TRIM_THRESHOLD, USUAL_TRIM_BYTES)
+        _ask_glibc("mallopt", M_TRIM_THRESHOLD, USUAL_TRIM_BYTES)
 
 
-def _mallopt(name: int, value: int) -> None:
-    """Sets an option of glibc's allocator, where that is the one."""
+def _ask_glibc(function: str, *arguments: int) -> None:
+    """Calls a function of the C library that only glibc has, where it is there; others give memory back anyway."""
     if sys.platform == "linux":
-        choose = getattr(ctypes.CDLL(None), "mallopt", None)
-        if choose is not None:
-            choose(name, value)
-
-
-def trim() -> None:
-    """The same for what was freed without a cycle of references: it takes no time to look for those."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        give = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own; others give memory back anyway
-        if give is not None:
-            give(0)
+        found = getattr(ctypes.CDLL(None), function, None)
+        if found is not None:
+            found(*arguments)
 
 
 def peak_rss_bytes() -> int:

@@ -124,11 +124,15 @@ def restore(saved: State, parameters: Mapping[str, nn.Parameter], optimizer: tor
         for name, parameter in parameters.items():
             parameter.copy_(saved.adapter[name])
     entry: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    names = flat.names
     for key, tensor in saved.optimizer.items():
         index, _, name = key.partition(".")
         if not tensor.dim():  # the number of steps, of all alike
             entry[name] = tensor
             continue
-        whole = entry.setdefault(name, torch.zeros_like(flat.values, requires_grad=False))
-        flat.split(whole)[flat.names[int(index)]].copy_(tensor)
+        if name not in entry:
+            entry[name] = torch.zeros_like(flat.values, requires_grad=False)
+            parts[name] = flat.split(entry[name])
+        parts[name][names[int(index)]].copy_(tensor)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: entry} if entry else {}})
