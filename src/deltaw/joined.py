@@ -8,7 +8,7 @@ whose gradients go straight into the trained numbers' buffer (`Flat`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -131,12 +131,23 @@ def join(groups: Sequence[Sequence[str]], modules: Mapping[str, nn.Module], flat
 @functools.cache
 def broken(device: torch.device) -> str:
     """Why the kernels cannot be used on a device, or "" where they can: they are built and compared on a small product."""
+    return tried(device, _wrong)
+
+
+def tried(device: torch.device, wrong: Callable[[torch.device], str]) -> str:
+    """Why kernels cannot be used on a device, or "": what `wrong` finds there, or why it cannot run."""
     if device.type != "cuda":
         return "they are for NVIDIA GPUs"
     try:
-        return _wrong(device)
+        return wrong(device)
     except Exception as error:  # noqa: BLE001  # Triton raises whatever its compilers do
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def compared(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> str:
+    """By how much results of kernels are off, or "" where it is no more than bfloat16's rounding."""
+    off = max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(found, wanted, strict=True))
+    return "" if off < 0.03 else f"they are off by {off:.1%}"
 
 
 def _wrong(device: torch.device) -> str:
@@ -153,5 +164,4 @@ def _wrong(device: torch.device) -> str:
         [joined] = join([["one"]], {"one": module}, flat)
         y = joined(x).float()
         found = [y.detach(), *torch.autograd.grad(y.square().sum(), [x]), joined.grad_down, joined.grad_up]
-    off = max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(found, wanted, strict=True))
-    return "" if off < 0.03 else f"they are off by {off:.1%}"
+    return compared(found, wanted)
