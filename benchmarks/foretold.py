@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.jobs import VAE
+from benchmarks.peers.random_bases import FLOW_VAE, VAE
 from deltaw.families import blueprint, flux, sd, sd_3
 from deltaw.families.networks import VARIANTS
 from deltaw.training import graph, memory
@@ -27,7 +27,7 @@ def configs(variant: str) -> dict[str, Any]:
     if "transformer" in found:
         read = {"joint_attention_dim": 4096, "pooled_projection_dim": 768, "in_channels": 64}
         found["transformer"] = {**read, **found["transformer"]}
-        return {**found, "vae": {**VAE, "latent_channels": 16}}
+        return {**found, "vae": FLOW_VAE}
     found["unet"] = {"in_channels": 4, **found["unet"]}
     return {**found, "vae": VAE}
 

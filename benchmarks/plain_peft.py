@@ -1,4 +1,4 @@
-"""The plain peft loop that DeltaW is compared with: peft injected into diffusers' UNet, nothing else.
+"""The plain peft loop that DeltaW is compared with: peft injected into diffusers' network, nothing else.
 
     python -m benchmarks.plain_peft FOLDER OUT.safetensors [--base FOLDER] [--px 128] [--steps 150] [--batch 16] [--lr 1e-3]
 
@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
@@ -22,6 +23,7 @@ from deltaw import tensorfile
 from deltaw.data import folder, image
 from deltaw.diffusion.objective import mix
 from deltaw.families import bases, sd
+from deltaw.families.base import Base
 from deltaw.zoo import bundled_base
 
 
@@ -40,13 +42,15 @@ def main() -> None:
     device, _ = devices.choose()
     latents, texts = (t.to(device) for t in encode(base, args.folder, args.px or base.resolution_px, device))
     dtype, _ = devices.compute_dtype(device)
-    unet = UNet2DConditionModel.from_pretrained(args.base, subfolder="unet", torch_dtype=dtype).requires_grad_(False)
-    unet.to(device)
-    unet.add_adapter(
-        LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian",
-                   target_modules=["to_q", "to_k", "to_v", "to_out.0"])
-    )  # fmt: skip
-    parameters = [p for p in unet.parameters() if p.requires_grad]
+    kind: Any = {"unet": UNet2DConditionModel, "transformer": FluxTransformer2DModel}[base.component]
+    network = kind.from_pretrained(args.base, subfolder=base.component, torch_dtype=dtype).requires_grad_(False)
+    network.to(device)
+    if base.component == "transformer":  # whose training cuDNN's attention ends, see `families.flow`
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    network.add_adapter(
+        LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian", target_modules=f".*{trained(base)}")
+    )
+    parameters = [p for p in network.parameters() if p.requires_grad]
     for p in parameters:
         p.data = p.data.float()
     optimizer = torch.optim.AdamW(parameters, lr=args.lr)
@@ -58,19 +62,22 @@ def main() -> None:
         a, s = (t.to(device) for t in base.schedule.at(times))
         e = torch.randn(args.batch, *latents.shape[1:], device=device)
         x, target = mix(latents[chosen], e, a, s), base.objective.target(latents[chosen], e, a, s)
-        prediction = base.denoise(unet, x.to(dtype), times.to(device), texts[chosen].to(dtype))
+        prediction = base.denoise(network, x.to(dtype), times.to(device), texts[chosen].to(dtype))
         torch.nn.functional.mse_loss(prediction.float(), target).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
     print(f"plain peft: {args.steps} steps in {time.perf_counter() - start:.1f} s")
-    state = {f"unet.{k}": v for k, v in get_peft_model_state_dict(unet).items()}
+    state = {f"{base.component}.{k}": v for k, v in get_peft_model_state_dict(network).items()}
     tensorfile.write(args.out, state)
 
 
-def encode(
-    base: sd.StableDiffusion, pictures: Path, side: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def trained(base: Base) -> str:
+    """Which layers every trainer adapts: Q, K, V and O of the attention, of FLUX.1 both streams'."""
+    return base.targets if base.component == "transformer" else sd.StableDiffusion.targets
+
+
+def encode(base: Base, pictures: Path, side: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents (n, c, h, w) and texts (n, n_tok, width) of a folder."""
     dataset = folder.scan(pictures)
     encode_image, encode_text = base.image_encoder(device), base.text_encoder(device)

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.peers import jobs
+from benchmarks.peers import random_bases
 from deltaw.events import Event, Table
 from deltaw.training import run
 from deltaw.zoo import bundled_base
@@ -56,8 +56,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         base = {"bundled": str(bundled_base())}.get(args.base, args.base)
-        if args.base in jobs.SHAPES:
-            base = str(jobs.base_of(args.base, Path(folder) / args.base))
+        if args.base in random_bases.SHAPES:
+            base = str(random_bases.base_of(args.base, Path(folder) / args.base))
         for px in args.px:
             for batch in args.batch:
                 command = [sys.executable, "-m", "benchmarks.prediction", "--one", "--base", base, "--px", str(px)]

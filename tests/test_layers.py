@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "deltaw"
 LAYERS = {
     0: ("_version", "errors", "options", "events"),
     1: ("atomic", "background", "digests", "tensorheader", "tensorfile", "spool", "device", "zoo"),
-    2: ("adapters", "diffusion", "flat", "gate_kernels", "int8", "lowrank_kernels"),
+    2: ("adapters", "diffusion", "flat", "gate_kernels", "int8", "lowrank_kernels", "rotary_kernels"),
     3: ("delta", "inject", "joined"),
     4: ("families",),
     5: ("formats", "data", "sheet", "algebra", "judge"),

@@ -5,6 +5,7 @@
     python -m benchmarks.peers.run --job sd15 --px 256 --scratch FOLDER \\
         --kohya PATH/sd-scripts --kohya-python PATH/bin/python
     python -m benchmarks.peers.run --job sdxl --scratch FOLDER --diffusers-script PATH/train_text_to_image_lora_sdxl.py …
+    python -m benchmarks.peers.run --job flux1 --scratch FOLDER    # on a GPU of 80 GB
 
 Same base, pictures (`examples/streamline`), batch, size in pixels, rank and precision (bfloat16) for all; diffusers' script also in
 float32, which is what it computes in where it is not told otherwise. All compute on the GPU where there is one. DeltaW and plain peft always run; the others where they are
@@ -26,12 +27,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.peers import jobs, trainers
+from benchmarks.peers import jobs, random_bases, trainers
 from benchmarks.peers.jobs import Job
 from benchmarks.peers.trainers import ROOT, Start
 from deltaw.zoo import bundled_base
 
-PX = {"bundled": 128, "sd15": 256, "sdxl": 512}
+PX = {"bundled": 128, "sd15": 256, "sdxl": 512, "flux1": 512}
 """A job's pictures where nothing else is said."""
 SETTLE = 2
 """Steps at the start that do not count: threads start, memory is asked for."""
@@ -71,7 +72,7 @@ def contenders(args: argparse.Namespace, job: Job) -> dict[str, Callable[[Path],
         "plain peft": lambda out: trainers.plain_peft(sys.executable, job, out),
     }
     for name, extra in (("diffusers script", []), ("diffusers script, float32", ["--mixed_precision", "no"])):
-        if args.diffusers_script:
+        if args.diffusers_script and args.job != "flux1":
             found[name] = lambda out, extra=extra: trainers.diffusers_script(
                 args.diffusers_python, args.diffusers_script.resolve(), job, out / "diffusers", extra
             )
@@ -114,7 +115,7 @@ def table(job: Job, name: str, seen: Mapping[str, list[Seen]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--job", choices=("bundled", *jobs.SHAPES), default="bundled")
+    parser.add_argument("--job", choices=("bundled", *random_bases.SHAPES), default="bundled")
     parser.add_argument("--px", type=int)
     parser.add_argument("--batch", type=int, nargs="+")
     parser.add_argument("--steps", type=int, default=12)
@@ -127,7 +128,9 @@ def main() -> None:
     parser.add_argument("--kohya", type=Path)
     parser.add_argument("--kohya-python", default=sys.executable)
     args = parser.parse_args()
-    base = bundled_base() if args.job == "bundled" else jobs.base_of(args.job, args.scratch.resolve() / args.job)
+    base = (
+        bundled_base() if args.job == "bundled" else random_bases.base_of(args.job, args.scratch.resolve() / args.job)
+    )
     print("| job | trainer | first step, cold | warm | a step | DeltaW ÷ it | memory | DeltaW ÷ it |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for batch in args.batch or ([4, 16] if args.job == "bundled" else [1]):

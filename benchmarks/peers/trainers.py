@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import plain_peft as plain_peft_loop
 from benchmarks.peers.jobs import Job
-from deltaw.families import sd
+from deltaw.families import bases
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -52,7 +53,7 @@ def deltaw(python: str, job: Job, out: Path, more: Sequence[str] = ()) -> Start:
         "held_out": 0,
         "sample_steps": 1,
         "prompts": '["a cat"]',
-        "targets": sd.StableDiffusion.targets,
+        "targets": plain_peft_loop.trained(bases.open_base(job.base)),
     }
     words = [word for pair in (*(f"{k}={v}" for k, v in settings.items()), *more) for word in ("--set", pair)]
     return Start(python, HERE / "deltaw_command.py", [

@@ -31,7 +31,13 @@ def layer(*, double: bool) -> FluxAttention:
     """A layer with weights that were trained: not all 1."""
     torch.manual_seed(0)
     made = FluxAttention(
-        HIDDEN, HEADS, WIDTH, bias=True, out_dim=HIDDEN, added_kv_proj_dim=HIDDEN if double else None, pre_only=not double
+        HIDDEN,
+        HEADS,
+        WIDTH,
+        bias=True,
+        out_dim=HIDDEN,
+        added_kv_proj_dim=HIDDEN if double else None,
+        pre_only=not double,
     )
     for name, parameter in made.named_parameters():
         if "norm" in name:
@@ -63,7 +69,8 @@ def test_queries_and_keys_and_their_gradients_are_those_of_diffusers(fused: bool
     wanted = []
     for i in range(2):
         normed = [
-            nn.functional.rms_norm(part[i], (WIDTH,), weight[i], 1e-5) for part, weight in zip(parts, weights, strict=True)
+            nn.functional.rms_norm(part[i], (WIDTH,), weight[i], 1e-5)
+            for part, weight in zip(parts, weights, strict=True)
         ]
         wanted.append(apply_rotary_emb(torch.cat(normed, 1), (cos, sin), sequence_dim=1))
     wanted.append(torch.cat([part[2] for part in parts], 1))

@@ -12,6 +12,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAt
 from torch import nn
 
 from deltaw import joined
+from deltaw.families.rotary import RotaryAttention
 from deltaw.flat import Flat
 from deltaw.inject import Wrapped
 
@@ -46,7 +47,7 @@ def of(network: nn.Module) -> Iterator[Readers]:
     for path, module in network.named_modules():
         if isinstance(module, Attention) and isinstance(module.processor, AttnProcessor2_0):
             kinds = {"to_kv": ("to_k", "to_v")} if module.is_cross_attention else {"to_qkv": ("to_q", "to_k", "to_v")}
-        elif isinstance(module, FluxAttention) and isinstance(module.processor, FluxAttnProcessor):
+        elif isinstance(module, FluxAttention) and isinstance(module.processor, FluxAttnProcessor | RotaryAttention):
             kinds = {"to_qkv": ("to_q", "to_k", "to_v")}
             if module.added_kv_proj_dim is not None:
                 kinds["to_added_qkv"] = ("add_q_proj", "add_k_proj", "add_v_proj")

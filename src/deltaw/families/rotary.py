@@ -38,7 +38,7 @@ class _Turn:
         by_head: of each head the tokens lie side by side in memory, not of each token the heads.
     """
 
-    weights: Sequence[tuple[Tensor, Tensor]]
+    weights: Sequence[Sequence[Tensor]]
     eps: float
     cos: Tensor
     sin: Tensor
@@ -127,7 +127,7 @@ def _empty(shape: tuple[int, int, int, int], like: Tensor, turn: _Turn) -> Tenso
     return like.new_empty(n, h, n_tok, d).transpose(1, 2) if turn.by_head else like.new_empty(shape)
 
 
-class RotaryAttention(FluxAttnProcessor):
+class RotaryAttention:
     """A processor for FLUX.1's attention layers.
 
     Args:
@@ -136,7 +136,7 @@ class RotaryAttention(FluxAttnProcessor):
     """
 
     def __init__(self, *, fused: bool, plain: bool):
-        super().__init__()
+        self.exactly: Any = FluxAttnProcessor()
         self.fused, self.plain = fused, plain
 
     def __call__(
@@ -150,11 +150,13 @@ class RotaryAttention(FluxAttnProcessor):
         """(n, t, width) -> the same, of both streams where there is a text's."""
         is_exact = hidden_states.dtype is torch.float32  # as where a file is proved
         if is_exact or attention_mask is not None or image_rotary_emb is None:
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+            return self.exactly(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         streams = [_projected(attn, hidden_states, ("to_q", "to_k", "to_v"), "to_qkv")]
         weights = [(attn.norm_q.weight, attn.norm_k.weight)]
         if encoder_hidden_states is not None:  # the text's tokens come first
-            streams.insert(0, _projected(attn, encoder_hidden_states, ("add_q_proj", "add_k_proj", "add_v_proj"), "to_added_qkv"))
+            streams.insert(
+                0, _projected(attn, encoder_hidden_states, ("add_q_proj", "add_k_proj", "add_v_proj"), "to_added_qkv")
+            )
             weights.insert(0, (attn.norm_added_q.weight, attn.norm_added_k.weight))
         turn = _Turn(weights, attn.norm_q.eps, *image_rotary_emb, self.fused, self.plain)
         made: Sequence[Tensor] = _Turned.apply(turn, *streams)
@@ -187,7 +189,7 @@ def speed_up(network: nn.Module, device: torch.device, dtype: torch.dtype) -> No
         return
     fused = next(network.parameters()).is_cuda and not broken(device)
     for layer in layers:
-        layer.set_processor(RotaryAttention(fused=fused, plain=attention.pays(device, dtype)))
+        layer.set_processor(RotaryAttention(fused=fused, plain=attention.pays(device, dtype)))  # type: ignore[arg-type]  # whatever is called like one is one
 
 
 def _is_ordinary(attn: Any) -> bool:
