@@ -212,6 +212,8 @@ def main() -> None:
     )
     cut = dict(zip(("num_layers", "num_single_layers"), args.blocks or (), strict=False))
     targets = flux.Flux.targets if args.base == "flux1" else sd.StableDiffusion.targets
+    if args.base == "flux1":  # whose training cuDNN's attention ends, see `families.flow`
+        torch.backends.cuda.enable_cudnn_sdp(False)
     limit_network = network(args.base, device, dtype, **cut)
     for batch in batches:
         asked = inputs(limit_network.config, px, batch, device, dtype)

@@ -141,7 +141,8 @@ def tried(device: torch.device, wrong: Callable[[torch.device], str]) -> str:
     try:
         return wrong(device)
     except Exception as error:  # noqa: BLE001  # Triton raises whatever its compilers do
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return " … ".join(dict.fromkeys((lines[0][:100], lines[-1].strip()[:200])))  # the place, and the cause
 
 
 def compared(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> str:

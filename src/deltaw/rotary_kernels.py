@@ -29,11 +29,11 @@ def _turn(
     places = heads[:, None] * D + columns[None, :]
     token = begin + row % t
     to = row // t * n_tok + token
-    a = tl.load(x + (row * 3 + kind) * H * D + places, mask=there, other=0.0)
+    given = tl.load(x + (row * 3 + kind) * H * D + places, mask=there, other=0.0)
     if kind == 2:
-        tl.store(v + to * H * D + places, a, mask=there)
+        tl.store(v + to * H * D + places, given, mask=there)
     else:
-        a = a.to(tl.float32)
+        a = given.to(tl.float32)
         scale = 1.0 / tl.sqrt(tl.sum(a * a, 1) / D + eps)
         tl.store(scales + (kind * n * n_tok + to) * H + heads, scale, mask=heads < H)
         if kind == 0:  # noqa: SIM108  # Triton's compiler wants a branch
