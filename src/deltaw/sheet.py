@@ -1,7 +1,9 @@
-"""Contact sheets: pictures in a grid with a word beside each row and above each column."""
+"""Contact sheets: pictures in a grid with a word beside each row and above each column, and how a page holds them."""
 
 from __future__ import annotations
 
+import base64
+import io
 import textwrap
 from collections.abc import Sequence
 
@@ -11,6 +13,10 @@ GAP_PX = 6
 INK, PAPER, QUIET = (28, 28, 30), (250, 250, 248), (110, 110, 115)
 MIN_CELL_PX = 144
 """Smaller pictures are shown enlarged, so that a label fits above them."""
+LARGE_PX = 1 << 22
+"""Of a picture: beyond so many a page, which is to be sent, holds a smaller copy."""
+SHOWN_PX = 4096
+"""The longer side of that copy."""
 
 
 def grid(
@@ -48,6 +54,23 @@ def grid(
             shown = picture if picture.size == (width, height) else _fitted(picture, width, height)
             sheet.paste(shown, (left + column * (width + GAP_PX), top))
     return sheet
+
+
+def is_large(picture: Image.Image) -> bool:
+    """Whether a page holds a smaller copy."""
+    return picture.width * picture.height > LARGE_PX
+
+
+def embedded(picture: Image.Image) -> str:
+    """A picture as a page holds it, a data URL: whole as PNG, or a large one smaller and as WebP."""
+    content = io.BytesIO()
+    if not is_large(picture):
+        picture.save(content, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    small = picture.copy()
+    small.thumbnail((SHOWN_PX, SHOWN_PX), Image.Resampling.LANCZOS)
+    small.save(content, "WEBP", quality=88)
+    return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def _extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:

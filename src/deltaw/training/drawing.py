@@ -41,8 +41,9 @@ class Copies:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The contact sheet's file, and what it shows of copying."""
+    """The contact sheet, its file, and what it shows of copying."""
 
+    picture: Image.Image
     sheet: Path
     copies: Copies
 
@@ -74,10 +75,11 @@ def draw(session: Session, data: Feed, result: str) -> Drawn:
     rows = [_Row(name, latents, painter.decode(latents)) for name, latents in drawn.items()]
     word = "recommended" if settings.pick == "best" else "the file"
     labels = [f"{row.name}\n{word}" if row.name == result else row.name for row in rows]
+    picture = sheet.grid([row.pictures for row in rows], labels, [c.label for c in columns])
     with tensorfile.replacing(folder.sheet) as temporary:
-        sheet.grid([row.pictures for row in rows], labels, [c.label for c in columns]).save(temporary, "PNG")
+        picture.save(temporary, "PNG")
     session.tell(Saved(str(folder.sheet), folder.sheet.stat().st_size, "contact sheet"))
-    return Drawn(folder.sheet, _copies(session, data, painter, columns, rows, result))
+    return Drawn(picture, folder.sheet, _copies(session, data, painter, columns, rows, result))
 
 
 def _latents(session: Session, painter: Painter, recipes: Sequence[Recipe], result: str) -> dict[str, Tensor]:

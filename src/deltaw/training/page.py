@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+from PIL import Image
 
-from deltaw import tensorfile
+from deltaw import sheet, tensorfile
 from deltaw.data.folder import Dataset
 from deltaw.training import curves
 from deltaw.training.plan import Plan
@@ -21,13 +21,14 @@ Table = tuple[str, Sequence[str], list[Sequence[str]]]
 
 
 def write(
-    path: Path, report: Report, plan: Plan, dataset: Dataset, subtitle: str, shares: Shares | None = None
-) -> None:
+    path: Path, report: Report, drawn: Image.Image, plan: Plan, dataset: Dataset, subtitle: str, shares: Shares | None = None
+) -> None:  # fmt: skip
     """Writes the page.
 
     Args:
         path: the file.
         report: what came of the run.
+        drawn: the contact sheet.
         plan: every value of it.
         dataset: its pictures.
         subtitle: one line about the run.
@@ -35,17 +36,15 @@ def write(
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-    pairs = io.BytesIO()
-    report.copies.pairs.save(pairs, "PNG")
     profile = {
         name: _base64(curves.draw_shares(shares.parts, colours)) if shares else ""
         for name, colours in (("light", curves.LIGHT), ("dark", curves.DARK))
     }
     page = template.render(
         profile=profile, shares=shares,
-        name=report.file.stem, subtitle=subtitle, report=report, sheet=_base64(report.sheet.read_bytes()),
+        name=report.file.stem, subtitle=subtitle, report=report, sheet=sheet.embedded(drawn), is_reduced=sheet.is_large(drawn),
         light=_base64(curves.draw(report, curves.LIGHT)), dark=_base64(curves.draw(report, curves.DARK)),
-        pairs=_base64(pairs.getvalue()), tables=_tables(report, plan, dataset),
+        pairs=sheet.embedded(report.copies.pairs), tables=_tables(report, plan, dataset),
     )  # fmt: skip
     tensorfile.write_text(path, page)
 

@@ -176,7 +176,7 @@ def _report(session: Session, judge: Judge, learnt: Learnt, drawn: Drawn, shares
     )  # fmt: skip
     subtitle = (f"{len(session.plan.training)} pictures, {made.settings.steps} steps of {made.settings.batch}, rank "
                 f"{made.settings.rank}, on {session.base.folder.path.name}")  # fmt: skip
-    page.write(folder.report, found, session.plan, session.dataset, subtitle, shares)
+    page.write(folder.report, found, drawn.picture, session.plan, session.dataset, subtitle, shares)
     tell(Saved(str(folder.report), folder.report.stat().st_size, "report"))
     tell(Table("cost", ("what", "spent"), tuple(report.cost(found))))
     tell(Note(found.verdict))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from PIL import Image
 
 from deltaw import tensorfile
 from deltaw.judge.nearness import Limits
+from deltaw.sheet import embedded, is_large
 
 
 def write(
@@ -32,10 +31,8 @@ def write(
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("compare.html.j2").read_text(encoding="utf-8"))
-    picture = io.BytesIO()
-    sheet.save(picture, "PNG")
     page = template.render(
         advice=advice, columns=columns, rows=rows, best=best, n_pictures=n_pictures, limits=limits,
-        sheet=base64.b64encode(picture.getvalue()).decode(),
+        sheet=embedded(sheet), is_reduced=is_large(sheet),
     )  # fmt: skip
     tensorfile.write_text(path, page)
