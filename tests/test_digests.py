@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,13 +15,13 @@ from deltaw import digests
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by one with every file that is really read; files count as settled at once."""
     seen: list[str] = []
-    original: Callable[..., Any] = hashlib.file_digest
+    original = digests._read
 
-    def counting(handle: Any, name: str) -> Any:
-        seen.append(handle.name)
-        return original(handle, name)
+    def counting(path: Path) -> str:
+        seen.append(path.name)
+        return original(path)
 
-    monkeypatch.setattr(hashlib, "file_digest", counting)
+    monkeypatch.setattr(digests, "_read", counting)
     monkeypatch.setattr(digests, "SETTLED_S", 0.0)
     return seen
 
@@ -84,3 +82,17 @@ def test_a_base_is_hashed_once(
     first, second = (base_folder.read(tiny_base).digest("unet") for _ in range(2))
     assert first == second
     assert len(reads) == 1
+
+
+def test_what_is_found_in_the_background_is_known_later(
+    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DELTAW_CACHE", str(tmp_path / "memory"))
+    files = [tmp_path / name for name in ("a", "b")]
+    for file in files:
+        file.write_bytes(file.name.encode() * 10_000_000)
+    digests.ahead([*files, tmp_path / "missing"])
+    assert [digests.of_file(file) for file in files] == [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
+    assert sorted(reads) == ["a", "b"]
+    with pytest.raises(FileNotFoundError):
+        digests.of_file(tmp_path / "missing")

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import platformdirs
@@ -16,6 +18,9 @@ from deltaw.errors import DeltawError
 
 SETTLED_S = 2.0
 """A file younger than this is not remembered: it could change once more within the clock's grain."""
+CHUNK_BYTES = 1 << 23
+"""Read at a time: after each piece a thread in the background waits until others let it go on."""
+_AHEAD: dict[Path, threading.Thread] = {}
 
 
 def default_root() -> Path:
@@ -36,18 +41,45 @@ def of_file(path: Path, root: Path | None = None) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
+    resolved = path.resolve()
+    if (reader := _AHEAD.get(resolved)) is not None and reader is not threading.current_thread():
+        reader.join()  # it remembers what it finds
+        _AHEAD.pop(resolved, None)
+    name = hashlib.sha256(os.fsencode(resolved)).hexdigest()
     memory = (root or default_root()) / "digests" / f"{name}.json"
     before = _identity(path)
     if (known := _recall(memory, before)) is not None:
         return known
-    with path.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    digest = _read(path)
     settled = time.time_ns() - max(before["mtime_ns"], before["ctime_ns"]) > SETTLED_S * 1e9
     if settled and _identity(path) == before:
         with contextlib.suppress(DeltawError, OSError):  # a full or read-only cache costs time, nothing else
             write_text(memory, json.dumps({**before, "sha256": digest}))
     return digest
+
+
+def ahead(paths: Iterable[Path]) -> None:
+    """Has the digests of files found in the background, so that `of_file` will know them or has less to wait for.
+
+    What cannot be read is `of_file`'s to say. The threads do not keep the process from ending.
+    """
+
+    def look(path: Path) -> None:
+        with contextlib.suppress(OSError):
+            of_file(path)
+
+    for path in paths:
+        reader = threading.Thread(target=look, args=(path,), daemon=True)
+        _AHEAD[path.resolve()] = reader
+        reader.start()
+
+
+def _read(path: Path) -> str:
+    found, room = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while n := file.readinto(room):
+            found.update(room[:n])
+    return found.hexdigest()
 
 
 def _identity(path: Path) -> dict[str, int]:

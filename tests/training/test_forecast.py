@@ -232,6 +232,34 @@ def test_a_resumed_run_is_told_what_is_left(planned: tuple[sd.StableDiffusion, p
     assert rest["draw"] == whole["draw"]
 
 
+def test_the_first_steps_of_each_size_are_foretold_beside_the_others(
+    planned: tuple[sd.StableDiffusion, plan.Plan],
+) -> None:
+    base, made = planned
+    predicted = forecast.make(base, made)
+    measured = trial.Measured(step_s=2.0, exact_s=0.5, size_s=3.0)
+    sizes = ((64, 64), (128, 64), (64, 128))
+    several = replace(made, sizes_px=tuple(sizes[i % 3] for i in range(len(made.sizes_px))))
+    on_gpu = {"settings": replace(made.settings, device="cuda")}
+    found = {}
+    for name, one in (("one", made), ("several", several), ("on a GPU", replace(several, **on_gpu))):
+        part = pace.parts(predicted.graph, predicted.job, one, measured, 8)[0]
+        found[name] = (part.seconds, part.reason)
+    assert found["one"] == (600, "300 steps of 2.00 s, measured")
+    assert found["several"] == (606, "300 steps of 2.00 s, and 3.00 s for 2 more sizes each, measured")
+    assert found["on a GPU"][0] == 609, "what the trial recorded is forgotten"
+    assert [pace.after_steps(m) for m in (made, several, replace(several, **on_gpu))] == [5, 5, 16]
+
+
+def test_on_a_gpu_the_first_steps_of_every_size_do_not_foretell_the_rest() -> None:
+    watch = pace.Watch(lambda _: None, after_steps=16)
+    at = 0.0
+    for step in range(1, 17):
+        at += 5.0 if step < 7 else 0.5
+        watch(Step(step, 100, 0.1, 1e-4, step / at, 0))
+    assert watch.total_s == pytest.approx(84 * 0.5, abs=0.5)
+
+
 def test_the_bundled_base_has_no_figure_without_its_graph() -> None:
     base = bases.open_base(bundled_base())
     job = graph.Job(torch.bfloat16, 1, 4, base.targets, (64, 64), 64, 1, True, 2)

@@ -96,8 +96,7 @@ class Outlook:
         if len({work.plan.sizes_px[i] for i in work.plan.training}) == 1:
             return
         tell(Phase("try one step of the largest bucket"))
-        step_s = trial.step(work, self.predicted.job)
-        self._take(work, step_s)
+        self._take(work, *trial.step(work, self.predicted.job))
 
     def following(self, work: Work, n_questions: int, tell: Tell) -> Tell:
         """A listener that says after the second step what each phase will take, where no trial could tell it before.
@@ -117,13 +116,13 @@ class Outlook:
 
         return heard
 
-    def _take(self, work: Work, step_s: float) -> None:
+    def _take(self, work: Work, step_s: float, size_s: float = 0.0) -> None:
         exact_s = trial.exact(work.base, work.network, self.predicted.job, work.device)
         short = step_s < trial.SHORT_S  # a small step is slower for its arithmetic than many questions together
         job, n = self.predicted.job, self.predicted.at_a_time
         ask_s = trial.ask(work.base, work.network, job, work.device, n) if short else None
         draw_s, decode_s = self._drawing or (None, None)
-        self._measured = Measured(step_s, exact_s, ask_s, draw_s, decode_s)
+        self._measured = Measured(step_s, exact_s, ask_s, draw_s, decode_s, size_s)
 
     def say(self, made: Plan, n_questions: int, tell: Tell, *, done: int = 0) -> None:
         """Says what each phase will take, where that was measured; `done` steps are behind the run."""

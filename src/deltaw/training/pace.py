@@ -7,15 +7,17 @@ import statistics
 import time
 from dataclasses import dataclass
 
+import torch
+
 from deltaw.events import Event, Note, Step, Tell
-from deltaw.training import asking, verify
+from deltaw.training import asking, replay, verify
 from deltaw.training.graph import Graph, Job
 from deltaw.training.plan import Plan
 from deltaw.training.trial import Measured
 
 REFINED_AFTER_STEPS = 5
-REFINED_LATER = 20
-"""On a GPU, whose first steps of every size of pictures take far longer than all others."""
+REFINED_LATER = 10
+"""After as many more on a GPU as take far longer than all others: the first of every size of pictures."""
 N_PROOFS = 3
 """Rounds of questions in the proof: as trained, from the file, without."""
 
@@ -63,8 +65,11 @@ def parts(
     drawing = n_rows * settings.sample_steps * draw_s + pictures * decode_s
     proofs = N_PROOFS * min(verify.N_QUESTIONS, n_questions)
     how = "measured" if measured.draw_s is not None else "by its FLOPs"
+    n_sizes = 0 if done else _n_sizes(made) - (not _on_gpu(made))  # a CPU's kernels of the tried size are there by then
+    training = n_steps * measured.step_s + n_sizes * measured.size_s
+    sizes = f", and {measured.size_s:.2f} s for {n_sizes} more sizes each" if n_sizes and measured.size_s else ""
     return (
-        Part("train", n_steps * measured.step_s, f"{n_steps} steps of {measured.step_s:.2f} s, measured"),
+        Part("train", training, f"{n_steps} steps of {measured.step_s:.2f} s{sizes}, measured"),
         Part("judge and save", (rounds + drifts) * asked_s,
              f"{rounds} × {n_questions} questions and drift, {'measured' if measured.ask_s is not None else 'by their FLOPs'}"),
         Part("write and prove", proofs * measured.exact_s, f"{proofs} predictions in float32 of {measured.exact_s:.2f} s, measured"),
@@ -81,8 +86,19 @@ def span(seconds: float) -> str:
 
 def after_steps(made: Plan) -> int:
     """After how many steps of a run its time is said again."""
-    later = min(REFINED_LATER, made.settings.steps // 4) if made.settings.device.startswith("cuda") else 0
-    return max(REFINED_AFTER_STEPS, later)
+    if not _on_gpu(made):
+        return REFINED_AFTER_STEPS
+    first = (replay.n_first(torch.device(made.settings.device)) - 1) * _n_sizes(made)
+    return max(REFINED_AFTER_STEPS, min(first + REFINED_LATER, made.settings.steps // 2))
+
+
+def _n_sizes(made: Plan) -> int:
+    """Sizes of pictures that are trained on."""
+    return len({made.sizes_px[i] for i in made.training})
+
+
+def _on_gpu(made: Plan) -> bool:
+    return torch.device(made.settings.device).type == "cuda"
 
 
 class Watch:
@@ -120,7 +136,8 @@ class Watch:
                 self._refine(event)
 
     def _refine(self, event: Step) -> None:
-        step_s = statistics.median(b - a for a, b in itertools.pairwise(self._ends))
+        seconds = [b - a for a, b in itertools.pairwise(self._ends)]
+        step_s = statistics.median(seconds[-max(REFINED_AFTER_STEPS, len(seconds) // 2) :])
         left = (event.n_steps - event.step) * step_s
         elapsed = self.elapsed_s
         self.total_s = elapsed + left + self._judge_s + self._after_s

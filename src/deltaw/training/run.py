@@ -68,6 +68,8 @@ def train(
         given = _given(folder, config, settings, flags)
         out = plan.out_folder(given, folder)
         base, dataset, made = look(folder, given, strict=strict, tell=tell)
+        if made.settings.device.startswith("cuda"):  # the processor has time then; where it trains, it has not
+            base.folder.digest_ahead()
         predicted, made = outlook.foretell(given, base, made, out, tell)
         run_folder = prepare(out, folder, resume=bool(given.options.resume))
     with locked(run_folder), Diary(run_folder.events, tell) as diary:

@@ -42,6 +42,7 @@ class Measured:
         ask_s: of one question among as many as are asked at a time; None where it was not tried.
         draw_s: of one denoising step for all that is drawn together; None where it was not tried.
         decode_s: of one latent's decoding; None likewise.
+        size_s: that the first steps of a size of pictures take beyond their own time: libraries choose kernels, a GPU's steps are recorded.
     """
 
     step_s: float
@@ -49,10 +50,13 @@ class Measured:
     ask_s: float | None = None
     draw_s: float | None = None
     decode_s: float | None = None
+    size_s: float = 0.0
 
 
-def step(work: Work, job: Job) -> float:
-    """Seconds of one training step of the largest bucket, after those that do not count; nothing is changed by it but gradients.
+def step(work: Work, job: Job) -> tuple[float, float]:
+    """Seconds of one training step of the largest bucket, and what the first steps of another size would take beyond it.
+
+    Nothing is changed by it but gradients.
 
     Args:
         work: network and adapters; its pictures are not looked at.
@@ -61,12 +65,19 @@ def step(work: Work, job: Job) -> float:
     x, times, text = questions(work.base, job, torch.float32, torch.device("cpu"))
     batch = Batch(x, times, text, torch.randn(x.shape), torch.ones(len(x)))
     compute = Steps(work, silent)
-    for _ in range(replay.n_first(work.device)):
-        compute(batch)
+    first = [_seconds(lambda: compute(batch), work.device) for _ in range(replay.n_first(work.device))]
     step_s = _seconds(lambda: compute(batch), work.device)
     compute.forget()
     devices.give_back()
-    return step_s
+    return step_s, _beyond(first, step_s)
+
+
+def _beyond(first: list[float], step_s: float) -> float:
+    """What the first steps of another size take beyond their own time, from those of this one.
+
+    On a GPU the very first one also builds what all sizes share. The second, recorded, stands for both: it launches as many kernels.
+    """
+    return max(0.0, first[0] - step_s if len(first) == 1 else 2 * (first[1] - step_s))
 
 
 def exact(base: Base, network: nn.Module, job: Job, device: torch.device) -> float:
@@ -97,8 +108,8 @@ def load_and_step(base: Base, made: Plan, job: Job, device: torch.device) -> Mea
     generator = torch.Generator().manual_seed(settings.seed)
     wrapped = inject.wrap(network, settings.targets, settings.rank, settings.alpha, generator)
     flat, _ = readers.gather(network, wrapped, device, job.dtype)
-    step_s = step(Work(base, network, wrapped, flat, Feed([], {}, []), made, device, job.dtype), job)
-    return Measured(step_s, exact(base, network, job, device))
+    step_s, size_s = step(Work(base, network, wrapped, flat, Feed([], {}, []), made, device, job.dtype), job)
+    return Measured(step_s, exact(base, network, job, device), size_s=size_s)
 
 
 def sample(base: Base, made: Plan, device: torch.device, n: int, tell: Tell) -> tuple[float, float]:
