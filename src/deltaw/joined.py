@@ -147,7 +147,8 @@ def tried(device: torch.device, wrong: Callable[[torch.device], str]) -> str:
 
 def compared(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> str:
     """By how much results of kernels are off, or "" where it is no more than bfloat16's rounding."""
-    off = max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(found, wanted, strict=True))
+    pairs = [(a.detach().float(), b.detach().float()) for a, b in zip(found, wanted, strict=True)]
+    off = max(float((a - b).norm() / b.norm()) for a, b in pairs)
     return "" if off < 0.03 else f"they are off by {off:.1%}"
 
 

@@ -17,7 +17,7 @@ from deltaw.training.metadata import RECIPE
 from deltaw.training.rebuild import rebuild
 from deltaw.verbs import metadata, share
 
-SETTINGS = ("sample_steps=1", "snapshots=1", 'prompts=["a house"]', "dtype=float32")
+SETTINGS = ("sample_steps=1", "snapshots=1", 'prompts=["a house"]', "dtype=float32", "device=cpu")
 
 
 @pytest.fixture

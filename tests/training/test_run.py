@@ -26,6 +26,8 @@ from deltaw.training.stepping import Batch, Work
 
 QUICK = {"steps": 4, "batch": 2, "rank": 2, "lr": 1e-2}
 QUICK_SETTINGS = ("sample_steps=2", "snapshots=2", 'prompts=["a house"]', "dtype=float32")
+TO_THE_BIT = ("device=cpu",)
+"""For runs whose files are compared: what a GPU computes twice may differ in its last bits, by the order of its sums."""
 
 
 def train(folder: Path, base: Path, out: Path, settings: tuple[str, ...] = (), **more: object) -> deltaw.Report:
@@ -105,8 +107,8 @@ def test_an_unknown_dialect_is_refused_before_training(
 
 def test_the_same_seed_gives_the_same_bytes(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
     folder = pictures(5)
-    files = [train(folder, tiny_base, tmp_path / name).file for name in ("one", "two")]
-    other = train(folder, tiny_base, tmp_path / "three", seed=1).file
+    files = [train(folder, tiny_base, tmp_path / name, TO_THE_BIT).file for name in ("one", "two")]
+    other = train(folder, tiny_base, tmp_path / "three", TO_THE_BIT, seed=1).file
     assert files[0].read_bytes() == files[1].read_bytes()
     assert files[0].read_bytes() != other.read_bytes()
 
@@ -118,7 +120,7 @@ def test_activations_computed_again_give_the_same_weights(
     folder = pictures(5)
     found = []
     for kept in ("false", "true"):
-        settings = (f"checkpointing={kept}", f"dtype={dtype}")
+        settings = (f"checkpointing={kept}", f"dtype={dtype}", *TO_THE_BIT)
         found.append(tensorfile.read(train(folder, tiny_base, tmp_path / kept, settings).file))
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
@@ -128,15 +130,16 @@ RUN = """
 import sys, deltaw
 deltaw.train(sys.argv[1], base=sys.argv[2], out=sys.argv[3], steps=10, batch=2, rank=2, lr=1e-2,
     resume=len(sys.argv) > 4 or None, tell=lambda e: print(type(e).__name__, getattr(e, "step", ""), flush=True),
-    settings=("sample_steps=2", "snapshots=2", 'prompts=["a house"]', "dtype=float32"))
+    settings=("sample_steps=2", "snapshots=2", 'prompts=["a house"]', "dtype=float32", "device=cpu"))
 """
 
 
 def test_ten_steps_are_five_and_a_kill_and_five(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
     folder = pictures(9)
     whole = deltaw.train(
-        folder, base=str(tiny_base), out=tmp_path / "whole", steps=10, batch=2, rank=2, lr=1e-2, settings=QUICK_SETTINGS
-    )
+        folder, base=str(tiny_base), out=tmp_path / "whole", steps=10, batch=2, rank=2, lr=1e-2,
+        settings=(*QUICK_SETTINGS, *TO_THE_BIT),
+    )  # fmt: skip
     out = tmp_path / "killed"
     command = [sys.executable, "-c", RUN, str(folder), str(tiny_base), str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -160,10 +163,10 @@ def test_stopping_saves_and_resuming_gives_the_same_file(
     pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
 ) -> None:
     folder = pictures(3)
-    whole = train(folder, tiny_base, tmp_path / "whole")
+    whole = train(folder, tiny_base, tmp_path / "whole", TO_THE_BIT)
     heard: list[Event] = []
     with pytest.raises(Interrupted, match="after step 3 of 4") as caught:
-        train(folder, tiny_base, tmp_path / "out", tell=heard.append,
+        train(folder, tiny_base, tmp_path / "out", TO_THE_BIT, tell=heard.append,
               stop_asked=lambda: sum(isinstance(e, Step) for e in heard) == 3)  # fmt: skip
     assert caught.value.exit_code == 130
     assert (tmp_path / "out" / "snapshots" / "blocks-000003.safetensors").is_file()
@@ -186,7 +189,7 @@ def test_another_run_is_not_continued(
 
 def test_run_toml_repeats_the_run(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
     folder = pictures(3)
-    first = train(folder, tiny_base, tmp_path / "one")
+    first = train(folder, tiny_base, tmp_path / "one", TO_THE_BIT)
     config = tmp_path / "one" / "run.toml"
     assert tomllib.loads(config.read_text())["steps"] == 4
     again = deltaw.train(folder, config=config, out=tmp_path / "two")
