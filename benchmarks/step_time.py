@@ -27,7 +27,7 @@ from torch import nn
 
 from deltaw import device as devices
 from deltaw import inject, int8
-from deltaw.families import flux, kernels, readers, sd, sd_xl
+from deltaw.families import flux, kernels, readers, sd, sd_3, sd_xl
 from deltaw.families.networks import VARIANTS
 from deltaw.training import replay
 from deltaw.training.replay import Steps
@@ -36,8 +36,12 @@ from deltaw.zoo import bundled_base
 
 SHAPES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "sd15": VARIANTS["sd1"]["unet"], "sdxl": VARIANTS["sdxl"]["unet"], "flux1": VARIANTS["flux1"]["transformer"],
+    "sd35": VARIANTS["sd35-medium"]["transformer"],
 }  # fmt: skip
 """Class and shapes of published bases' networks, by name."""
+N_CLIP_TOK = 77
+TARGETS = {"flux1": flux.Flux.targets, "sd35": sd_3.StableDiffusion3.targets}
+"""What is adapted where it is not called as in Stable Diffusion's UNet."""
 
 
 def network(name: str, device: torch.device, dtype: torch.dtype, **changes: Any) -> Any:
@@ -68,6 +72,11 @@ def inputs(config: Any, px: int, batch: int, device: torch.device, dtype: torch.
     def numbers(*shape: int) -> torch.Tensor:
         return torch.randn(shape).to(device, dtype)
 
+    if "pos_embed_max_size" in config:  # Stable Diffusion 3
+        rows = N_CLIP_TOK + sd_3.N_T5_TOK
+        text = numbers(batch, rows, config.joint_attention_dim), numbers(batch, config.pooled_projection_dim)
+        x = numbers(batch, config.in_channels, px // 8, px // 8)
+        return sd_3.arguments(x, torch.rand(batch).to(device), *text)
     if "joint_attention_dim" in config:
         x = numbers(batch, config.in_channels // 4, px // 8, px // 8)
         text = numbers(batch, flux.N_TOK, config.joint_attention_dim), numbers(batch, config.pooled_projection_dim)
@@ -75,7 +84,7 @@ def inputs(config: Any, px: int, batch: int, device: torch.device, dtype: torch.
     asked: dict[str, Any] = {
         "sample": numbers(batch, config.in_channels, px // 8, px // 8),
         "timestep": torch.randint(1000, (batch,)).to(device),
-        "encoder_hidden_states": numbers(batch, 77, config.cross_attention_dim),
+        "encoder_hidden_states": numbers(batch, N_CLIP_TOK, config.cross_attention_dim),
         "return_dict": False,
     }
     if config.addition_embed_type:  # XL is told the text's summary and the picture's size
@@ -211,8 +220,8 @@ def main() -> None:
         f"{args.base}, {px} px, {str(dtype).removeprefix('torch.')} on {device} ({why}), torch {torch.__version__}, {args.runs} runs"
     )
     cut = dict(zip(("num_layers", "num_single_layers"), args.blocks or (), strict=False))
-    targets = flux.Flux.targets if args.base == "flux1" else sd.StableDiffusion.targets
-    if args.base == "flux1":  # whose training cuDNN's attention ends, see `families.flow`
+    targets = TARGETS.get(args.base, sd.StableDiffusion.targets)
+    if args.base in TARGETS:  # whose training cuDNN's attention ends, see `families.flow`
         torch.backends.cuda.enable_cudnn_sdp(False)
     limit_network = network(args.base, device, dtype, **cut)
     for batch in batches:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deltaw import inject, joined
-from deltaw.families import bases, readers
+from deltaw.families import bases, readers, streams
 from deltaw.families.base import Base
 
 CPU = torch.device("cpu")
@@ -30,13 +30,13 @@ def adapted(network: nn.Module, base: Base) -> inject.Wrapped:
     return wrapped
 
 
-def answer(network: nn.Module, base: Base) -> torch.Tensor:
+def answer(network: nn.Module, base: Base, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(5)
     side = base.resolution_px // base.factor
     channels = base.folder.configs["vae"]["latent_channels"]
     x = torch.randn(2, channels, side, side, generator=generator)
     text = torch.randn(2, *base.text_shape, generator=generator)
-    return base.denoise(network, x, torch.tensor([3, 700]), text)
+    return base.denoise(network, x.to(dtype), torch.tensor([3, 700]), text.to(dtype))
 
 
 def test_attentions_are_told_to_call_their_readers_together(base: Base) -> None:
@@ -74,3 +74,29 @@ def test_a_joined_network_trains_as_one_that_is_not(base: Base) -> None:
     expected = torch.autograd.grad(wanted.square().mean(), list(alone.parameters().values()))
     for (name, grad), its in zip(flat.split(flat.grads).items(), expected, strict=True):
         assert float((grad - its).norm()) <= 1e-3 * float(its.norm()) + 1e-7, name
+
+
+@pytest.mark.parametrize("tiny", ["tiny_flux", "tiny_sd3"])
+def test_two_streams_in_half_precision_are_joined_and_train_as_before(
+    tiny: str, request: pytest.FixtureRequest
+) -> None:
+    pytest.importorskip("triton", reason="torch brings Triton where there are NVIDIA GPUs")
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter is for machines without a GPU")
+    base = bases.open_base(request.getfixturevalue(tiny))
+    network = base.denoiser(CPU, torch.float16)  # the interpreter does not know bfloat16
+    streams.speed_up(network, CPU, torch.bfloat16)
+    other = copy.deepcopy(network)
+    wrapped, alone = adapted(network, base), adapted(other, base)
+    flat = readers.join(network, wrapped, torch.float16)
+    layers: Any = [m for m in network.modules() if hasattr(m, "to_added_qkv")]
+    assert layers
+    assert all(m.fused_projections and isinstance(m.to_added_qkv, joined.Joined) for m in layers)
+    flat.begin()
+    found, wanted = (answer(net, base, torch.float16).float() for net in (network, other))
+    assert float((found - wanted).detach().norm()) <= 0.02 * float(wanted.detach().norm())
+    found.square().mean().backward()
+    expected = torch.autograd.grad(wanted.square().mean(), list(alone.parameters().values()))
+    ours = torch.cat([grad.flatten() for grad in flat.split(flat.grads).values()])
+    theirs = torch.cat([grad.flatten() for grad in expected])
+    assert float((ours - theirs).norm()) <= 0.05 * float(theirs.norm())

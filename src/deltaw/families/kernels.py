@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from deltaw.families import attention, convolution, gate, rotary
+from deltaw.families import attention, convolution, gate, streams
 
 
 def speed_up(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -19,4 +19,4 @@ def speed_up(network: nn.Module, device: torch.device, dtype: torch.dtype) -> No
     attention.speed_up(network, device, dtype)
     convolution.freeze(network, device)
     gate.speed_up(network, device, dtype)
-    rotary.speed_up(network, device, dtype)
+    streams.speed_up(network, device, dtype)

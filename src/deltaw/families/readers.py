@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
-from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import nn
 
 from deltaw import joined
-from deltaw.families.rotary import RotaryAttention
+from deltaw.families.streams import PICTURE, TEXT, FluxStreams, JointStreams
 from deltaw.flat import Flat
 from deltaw.inject import Wrapped
 
@@ -36,21 +36,20 @@ class Readers:
         """Lets the attention call its groups, by name, instead of their members."""
         for name, group in found.items():
             setattr(self.attention, name, group)
-        if isinstance(self.attention, FluxAttention):
-            self.attention.fused_projections = True
-        else:
+        if isinstance(self.attention.processor, AttnProcessor2_0):
             self.attention.set_processor(FusedAttnProcessor2_0())
+        else:
+            self.attention.fused_projections = True
 
 
 def of(network: nn.Module) -> Iterator[Readers]:
     """Every attention whose processor has a fused twin that computes the same."""
     for path, module in network.named_modules():
         if isinstance(module, Attention) and isinstance(module.processor, AttnProcessor2_0):
-            kinds = {"to_kv": ("to_k", "to_v")} if module.is_cross_attention else {"to_qkv": ("to_q", "to_k", "to_v")}
-        elif isinstance(module, FluxAttention) and isinstance(module.processor, FluxAttnProcessor | RotaryAttention):
-            kinds = {"to_qkv": ("to_q", "to_k", "to_v")}
-            if module.added_kv_proj_dim is not None:
-                kinds["to_added_qkv"] = ("add_q_proj", "add_k_proj", "add_v_proj")
+            kinds = {"to_kv": PICTURE[1:]} if module.is_cross_attention else {"to_qkv": PICTURE}
+        elif isinstance(getattr(module, "processor", None), FluxAttnProcessor | FluxStreams | JointStreams):
+            attn: Any = module
+            kinds = {"to_qkv": PICTURE, **({"to_added_qkv": TEXT} if attn.added_kv_proj_dim is not None else {})}
         else:
             continue
         yield Readers(module, {name: tuple(f"{path}.{m}" for m in members) for name, members in kinds.items()})
