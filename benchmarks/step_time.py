@@ -4,6 +4,7 @@
     python -m benchmarks.step_time --base sd15 --px 256 # Stable Diffusion 1.5's shapes with random weights
     python -m benchmarks.step_time --base sdxl --px 512 # Stable Diffusion XL's
     python -m benchmarks.step_time --base flux1 --px 512 --blocks 2 4  # FLUX.1's widths, with 2 + 4 of its 19 + 38 blocks
+    python -m benchmarks.step_time --base sd35 --px 512 # Stable Diffusion 3.5 medium's shapes
 
 The limit is the frozen network's forward and its backward to the inputs only, as diffusers computes them: what a LoRA step
 has to do. DeltaW's attention and convolutions are its own where that is faster, so that it may fall below. All compute in the device's
