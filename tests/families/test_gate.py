@@ -17,15 +17,6 @@ def unit() -> GEGLU:
     return GEGLU(24, 50).requires_grad_(False)
 
 
-@pytest.fixture(params=[False, True], ids=["torch", "kernels"])
-def fused(request: pytest.FixtureRequest) -> bool:
-    if request.param:
-        pytest.importorskip("triton", reason="torch brings Triton where there are NVIDIA GPUs")
-        if torch.cuda.is_available():
-            pytest.skip("the interpreter is for machines without a GPU")
-    return request.param
-
-
 def test_outputs_and_gradients_are_those_of_diffusers(fused: bool) -> None:
     theirs, ours = unit(), unit()
     gate.speed_up(ours, CUDA, torch.bfloat16)

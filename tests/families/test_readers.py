@@ -59,10 +59,8 @@ def test_a_small_network_and_a_cpu_join_nothing(base: Base) -> None:
     assert not any(getattr(m, "joined", None) for m in network.modules())
 
 
+@pytest.mark.usefixtures("interpreter")
 def test_a_joined_network_trains_as_one_that_is_not(base: Base) -> None:
-    pytest.importorskip("triton", reason="torch brings Triton where there are NVIDIA GPUs")
-    if torch.cuda.is_available():
-        pytest.skip("the interpreter is for machines without a GPU")
     network = base.denoiser(CPU, torch.float32)
     other = copy.deepcopy(network)
     wrapped, alone = adapted(network, base), adapted(other, base)
@@ -76,13 +74,11 @@ def test_a_joined_network_trains_as_one_that_is_not(base: Base) -> None:
         assert float((grad - its).norm()) <= 1e-3 * float(its.norm()) + 1e-7, name
 
 
+@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("tiny", ["tiny_flux", "tiny_sd3"])
 def test_two_streams_in_half_precision_are_joined_and_train_as_before(
     tiny: str, request: pytest.FixtureRequest
 ) -> None:
-    pytest.importorskip("triton", reason="torch brings Triton where there are NVIDIA GPUs")
-    if torch.cuda.is_available():
-        pytest.skip("the interpreter is for machines without a GPU")
     base = bases.open_base(request.getfixturevalue(tiny))
     network = base.denoiser(CPU, torch.float16)  # the interpreter does not know bfloat16
     streams.speed_up(network, CPU, torch.bfloat16)

@@ -21,15 +21,6 @@ HEADS, WIDTH, N_TEXT, N_PICTURE = 3, 16, 5, 7
 HIDDEN = HEADS * WIDTH
 
 
-@pytest.fixture(params=[False, True], ids=["torch", "kernels"])
-def fused(request: pytest.FixtureRequest) -> bool:
-    if request.param:
-        pytest.importorskip("triton", reason="torch brings Triton where there are NVIDIA GPUs")
-        if torch.cuda.is_available():
-            pytest.skip("the interpreter is for machines without a GPU")
-    return request.param
-
-
 def flux(*, double: bool) -> FluxAttention:
     added = HIDDEN if double else None
     return FluxAttention(HIDDEN, HEADS, WIDTH, bias=True, out_dim=HIDDEN, added_kv_proj_dim=added, pre_only=not double)

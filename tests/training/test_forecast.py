@@ -269,6 +269,35 @@ def test_the_bundled_base_has_no_figure_without_its_graph() -> None:
     assert found.draw == found.ask
 
 
+@pytest.mark.parametrize("checkpointing", ["true", "false"])
+def test_a_network_that_was_drawn_with_can_be_trained(
+    checkpointing: str, pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU it is not read twice; here that is asked for, and the file is the same."""
+    folder, loaded = pictures(3), []
+    original = sd.StableDiffusion.denoiser
+    monkeypatch.setattr(
+        sd.StableDiffusion, "denoiser", lambda self, *args, **kw: loaded.append(1) or original(self, *args, **kw)
+    )
+    files, n_loaded = [], []
+    for keeps in (False, True):
+        monkeypatch.setattr(outlook, "may_keep", lambda *_, keeps=keeps: keeps)
+        settings = ["prompts=['a']", "sample_steps=1", "snapshots=1", "device=cpu", f"checkpointing={checkpointing}"]
+        made = run.train(folder, base=str(tiny_base), out=tmp_path / str(keeps), steps=3, rank=2, settings=settings)
+        files.append(made.file.read_bytes())
+        n_loaded.append(len(loaded))
+    assert files[0] == files[1]
+    assert n_loaded == [3, 3 + 2], "for the sample, the training and the sheet; then for the first two at once"
+
+
+def test_a_network_stays_on_a_gpu_where_it_is_not_in_the_way(planned: tuple[sd.StableDiffusion, plan.Plan]) -> None:
+    predicted = forecast.make(*planned)
+    large = replace(predicted.graph, decode=replace(predicted.graph.decode, peak_bytes=10**12))
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [outlook.may_keep(predicted, device) for device in (cuda, cpu)] == [True, False]
+    assert not outlook.may_keep(replace(predicted, graph=large), cuda)
+
+
 @pytest.mark.parametrize("sizes_px", [((64, 64),), ((64, 64), (128, 64))], ids=["one bucket", "two buckets"])
 def test_what_could_fail_late_is_tried_first_and_the_forecast_is_judged(
     sizes_px: tuple[tuple[int, int], ...], pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path

@@ -164,7 +164,7 @@ class Base(ABC):
         if packed:
             int8.pack_all(network)
         if checkpointing:
-            network.enable_gradient_checkpointing(computed_again)
+            check_point(network)
         kernels.speed_up(network, device, dtype)
         devices.trim()  # of every weight there was a copy in the file's precision
         return network
@@ -194,6 +194,11 @@ class Base(ABC):
         _quiet()
         model = kind.from_pretrained(self.folder.path / part, dtype=dtype, use_safetensors=True, local_files_only=True)
         return model.to(device).eval().requires_grad_(False)
+
+
+def check_point(network: Any) -> None:
+    """Has a diffusers network compute each block's activations again in the backward pass."""
+    network.enable_gradient_checkpointing(computed_again)
 
 
 def computed_again(module: nn.Module, *arguments: Any) -> Any:

@@ -13,6 +13,7 @@ from deltaw.data.feed import Feed
 from deltaw.errors import Interrupted
 from deltaw.events import Note, Phase, Tick
 from deltaw.families import readers
+from deltaw.families.base import check_point
 from deltaw.judge.choice import Candidate, Choice
 from deltaw.training import asking, averaging, diagnose, keeping, loop, optim, plan, verify
 from deltaw.training.judging import Judge
@@ -127,9 +128,11 @@ def _load(session: Session, data: Feed) -> tuple[Work, Run]:
     """The network with its adapters, and the run at its start."""
     settings = session.plan.settings
     session.tell(Phase("load the base"))
-    network = session.base.denoiser(
-        session.device, session.dtype, checkpointing=settings.checkpointing, packed=settings.base_int8
-    )
+    network = session.outlook.take_network()
+    if network is None:
+        network = session.base.denoiser(session.device, session.dtype, packed=settings.base_int8)
+    if settings.checkpointing:
+        check_point(network)
     wrapped = inject.wrap(network, settings.targets, settings.rank, settings.alpha, seeded(settings.seed, "init", 0))
     flat, why = readers.gather(network, wrapped, session.device, session.dtype)
     if why:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from deltaw import device as devices
 from deltaw.data.cache import default_root
@@ -66,6 +67,16 @@ def n_tried(made: Plan) -> int:
     return replay.n_first(torch.device(made.settings.device)) + 1
 
 
+def may_keep(predicted: Forecast, device: torch.device) -> bool:
+    """Whether the sample's network stays for the training: on a GPU, where that adds nothing to the run's peak.
+
+    Reading FLUX.1's again takes ten seconds. On a CPU what is decoded meanwhile would lie scattered around it.
+    """
+    graph = predicted.graph
+    beside = graph.network_bytes + graph.vae_bytes + graph.decode.peak_bytes
+    return device.type == "cuda" and beside <= predicted.peak_bytes
+
+
 class Outlook:
     """A run's prediction, what was tried of it, and how right it was.
 
@@ -78,6 +89,7 @@ class Outlook:
         self.predicted = predicted
         self.watch = watch
         self._drawing: tuple[float, float] | None = None
+        self._network: nn.Module | None = None
         self._measured: Measured | None = None
 
     def try_sample(self, base: Base, made: Plan, device: torch.device, tell: Tell) -> None:
@@ -86,7 +98,14 @@ class Outlook:
         Raises:
             InputError: the base cannot draw.
         """
-        self._drawing = trial.sample(base, made, device, self.predicted.drawn_at_a_time, tell)
+        keep, n = may_keep(self.predicted, device), self.predicted.drawn_at_a_time
+        step_s, decode_s, self._network = trial.sample(base, made, device, n, tell, keep=keep)
+        self._drawing = step_s, decode_s
+
+    def take_network(self) -> nn.Module | None:
+        """The network of the sample, as it was loaded, where it was kept; it can be had once."""
+        network, self._network = self._network, None
+        return network
 
     def try_step(self, work: Work, tell: Tell) -> None:
         """Runs one step of the largest bucket; what it needs is there, or the run ends here.

@@ -112,10 +112,12 @@ def load_and_step(base: Base, made: Plan, job: Job, device: torch.device) -> Mea
     return Measured(step_s, exact(base, network, job, device), size_s=size_s)
 
 
-def sample(base: Base, made: Plan, device: torch.device, n: int, tell: Tell) -> tuple[float, float]:
+def sample(
+    base: Base, made: Plan, device: torch.device, n: int, tell: Tell, *, keep: bool
+) -> tuple[float, float, nn.Module | None]:
     """Draws the `n` pictures that are drawn at a time in a few denoising steps.
 
-    Gives the seconds of a step of a whole row, and of decoding one picture.
+    Gives the seconds of a step of a whole row, and of decoding one picture, and the network where it is to be kept.
 
     Raises:
         InputError: the base draws nothing that is finite.
@@ -127,13 +129,13 @@ def sample(base: Base, made: Plan, device: torch.device, n: int, tell: Tell) -> 
     columns = asking.columns(made)
     recipes = [replace(recipe, prompt=column.prompt) for column in columns[:n]]
     painter = Painter(base, str(device), settings.dtype, packed=settings.base_int8, read=recipes)
-    step_s, decode_s = _draw(painter, recipes)
+    step_s, decode_s, network = _draw(painter, recipes, keep=keep)
     del painter
     devices.give_back()
-    return step_s * -(-len(columns) // n), decode_s
+    return step_s * -(-len(columns) // n), decode_s, network
 
 
-def _draw(painter: Painter, recipes: list[Recipe]) -> tuple[float, float]:
+def _draw(painter: Painter, recipes: list[Recipe], *, keep: bool) -> tuple[float, float, nn.Module | None]:
     """Seconds of one step of drawing the recipes and of decoding the first; the painter can then draw no more."""
     device = painter.device
     at = [time.perf_counter()]
@@ -145,8 +147,9 @@ def _draw(painter: Painter, recipes: list[Recipe]) -> tuple[float, float]:
         return device.type == "cuda" or at[-1] - at[0] < SHORT_S
 
     latents = painter.latents(recipes, [], go_on)
+    network = painter.network if keep else None
     painter.let_go()
-    return at[-1] - at[-2], _settled_seconds(lambda: painter.decode(latents[:1]), device)
+    return at[-1] - at[-2], _settled_seconds(lambda: painter.decode(latents[:1]), device), network
 
 
 def _settled_seconds(work: Callable[[], object], device: torch.device) -> float:
