@@ -1,11 +1,12 @@
-"""Memory that runs on published bases are foretold to need on a GPU, from their shapes alone: `python -m benchmarks.foretold`.
+"""Memory that runs on published bases are foretold to need on a GPU, from their shapes alone: `python -m benchmarks.foretold [--px 512]`.
 
 The networks are traced on the meta device, so no weights and no GPU are needed; nothing here was measured on one. One picture a
-step, rank 16, Q, K, V and O, bfloat16; the phases that decide, without what the program itself holds.
+step, rank 16, Q, K, V and O, bfloat16; what a step holds, and the phases that decide, without what the program itself holds.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from typing import Any
 
@@ -33,17 +34,25 @@ def configs(variant: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    print("| base | px | checkpointing | 8 bits | train | judge | encode captions | draw | most |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for variant, px in BASES.items():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--px", type=int, help="side of the pictures, instead of each base's own")
+    asked_px = parser.parse_args().px
+    print("| base | px | checkpointing | 8 bits | a step | train | judge | encode captions | draw | most |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for variant, own_px in BASES.items():
+        px = asked_px or own_px
         kind = {"flux1": flux.Flux, "sd35-medium": sd_3.StableDiffusion3}.get(variant, sd.StableDiffusion)
         made = blueprint.of(configs(variant))
         for packed, again in itertools.product((False, True), repeat=2):
             job = graph.Job(torch.bfloat16, 1, 16, kind.targets, (px, px), px, N_DRAWN, kind.guided_twice, N_DRAWN,
                             torch.device("cuda"), checkpointing=again, base_int8=packed)  # fmt: skip
-            needs = memory.needs(graph.measure(made, job), job, "adamw", 0, {"vae": 0})
+            found = graph.measure(made, job)
+            needs = memory.needs(found, job, "adamw", 0, {"vae": 0})
             by_phase = {need.phase: need.n_bytes / 1e9 for need in needs}
-            shown = (by_phase[phase] for phase in ("train", "judge", "encode captions", "draw"))
+            shown = (
+                found.step.peak_bytes / 1e9,
+                *(by_phase[phase] for phase in ("train", "judge", "encode captions", "draw")),
+            )
             words = ("yes" if again else "no", "yes" if packed else "no")
             print(f"| {variant} | {px} | {' | '.join(words)} | {' | '.join(f'{n:.1f} GB' for n in shown)} | "
                   f"{max(by_phase.values()):.1f} GB |")  # fmt: skip
