@@ -62,14 +62,17 @@ def test_a_device_that_fails_is_named_and_nothing_else_falls(monkeypatch: pytest
     assert look("memory").value
 
 
-def test_kernels_that_cannot_be_used_are_a_problem_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("broken", ["joined", "rotary"])
+def test_kernels_that_cannot_be_used_are_a_problem_with_a_fix(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     assert not look("GPU kernels").fix
     monkeypatch.setattr(devices, "choose", lambda: (torch.device("cuda"), "a GPU"))
-    monkeypatch.setattr(doctor.joined, "broken", lambda _: "Failed to find C compiler")
+    for module in (doctor.joined, doctor.rotary):
+        monkeypatch.setattr(module, "broken", lambda _: "")
+    monkeypatch.setattr(getattr(doctor, broken), "broken", lambda _: "Failed to find C compiler")
     found = look("GPU kernels")
     assert "C compiler" in found.value
     assert "triton" in found.fix
-    monkeypatch.setattr(doctor.joined, "broken", lambda _: "")
+    monkeypatch.setattr(getattr(doctor, broken), "broken", lambda _: "")
     assert not look("GPU kernels").fix
 
 

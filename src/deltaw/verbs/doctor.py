@@ -20,6 +20,7 @@ from deltaw import joined
 from deltaw.data.cache import default_root
 from deltaw.errors import DeltawError
 from deltaw.events import Table, Tell, Warn, silent
+from deltaw.families import rotary
 
 LEAST_MEMORY_BYTES = 4e9
 """The bundled base trains in about 1 GB; Stable Diffusion 1.5 in bfloat16 needs some 4 GB."""
@@ -86,7 +87,7 @@ def _kernels() -> Finding:
         device = torch.device("cpu")
     if device.type != "cuda":
         return Finding("GPU kernels", "none are needed here")
-    if why := joined.broken(device):
+    if why := joined.broken(device) or rotary.broken(device):
         return Finding("GPU kernels", f"cannot be used: {why}",
                        "install the triton of this torch and a C compiler; training works without them, and takes longer")  # fmt: skip
     return Finding("GPU kernels", "built, and right on a small product")
