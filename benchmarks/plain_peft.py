@@ -22,7 +22,7 @@ from deltaw import device as devices
 from deltaw import tensorfile
 from deltaw.data import folder, image
 from deltaw.diffusion.objective import mix
-from deltaw.families import bases, sd
+from deltaw.families import bases, flow, sd
 from deltaw.families.base import Base
 from deltaw.zoo import bundled_base
 
@@ -45,8 +45,8 @@ def main() -> None:
     kind: Any = {"unet": UNet2DConditionModel, "transformer": FluxTransformer2DModel}[base.component]
     network = kind.from_pretrained(args.base, subfolder=base.component, torch_dtype=dtype).requires_grad_(False)
     network.to(device)
-    if base.component == "transformer":  # whose training cuDNN's attention ends, see `families.flow`
-        torch.backends.cuda.enable_cudnn_sdp(False)
+    if base.component == "transformer":
+        flow.without_cudnn_attention()
     network.add_adapter(
         LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian", target_modules=f".*{trained(base)}")
     )

@@ -28,7 +28,7 @@ from torch import nn
 
 from deltaw import device as devices
 from deltaw import inject, int8
-from deltaw.families import flux, kernels, readers, sd, sd_3, sd_xl
+from deltaw.families import flow, flux, kernels, readers, sd, sd_3, sd_xl
 from deltaw.families.networks import VARIANTS
 from deltaw.training import replay
 from deltaw.training.replay import Steps
@@ -222,8 +222,8 @@ def main() -> None:
     )
     cut = dict(zip(("num_layers", "num_single_layers"), args.blocks or (), strict=False))
     targets = TARGETS.get(args.base, sd.StableDiffusion.targets)
-    if args.base in TARGETS:  # whose training cuDNN's attention ends, see `families.flow`
-        torch.backends.cuda.enable_cudnn_sdp(False)
+    if args.base in TARGETS:
+        flow.without_cudnn_attention()
     limit_network = network(args.base, device, dtype, **cut)
     for batch in batches:
         asked = inputs(limit_network.config, px, batch, device, dtype)

@@ -44,12 +44,9 @@ class Flow(Base):
     def denoiser(
         self, device: torch.device, dtype: torch.dtype, *, checkpointing: bool = False, packed: bool = False
     ) -> nn.Module:
-        """As `Base.denoiser`; on an NVIDIA GPU without cuDNN's attention, in this process.
-
-        Its backward pass reads memory that is not its own in FLUX.1's attention (torch 2.11, H200), which ends the process.
-        """
+        """As `Base.denoiser`; on an NVIDIA GPU `without_cudnn_attention`."""
         if device.type == "cuda":
-            torch.backends.cuda.enable_cudnn_sdp(False)
+            without_cudnn_attention()
         return super().denoiser(device, dtype, checkpointing=checkpointing, packed=packed)
 
     def noise(self, times: Tensor) -> Tensor:
@@ -65,6 +62,14 @@ class Flow(Base):
         from transformers import T5Tokenizer
 
         return T5Tokenizer.from_pretrained(self.folder.path / part, local_files_only=True)
+
+
+def without_cudnn_attention() -> None:
+    """Turns cuDNN's attention off in this process.
+
+    Its backward pass reads memory that is not its own in FLUX.1's attention (torch 2.11, H200), which ends the process.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def shift(scheduler: Mapping[str, Any], n_tok: int) -> float:

@@ -119,8 +119,10 @@ def speed_up(network: nn.Module, device: torch.device, dtype: torch.dtype) -> No
         device: where it will run, which the meta device cannot tell.
         dtype: that it will compute in.
     """
+    if dtype is not torch.bfloat16:  # before the norms are looked at, each of which a GPU is asked for
+        return
     layers = [m for m in network.modules() if isinstance(m, FluxAttention | Attention) and _is_ordinary(m)]
-    if dtype is not torch.bfloat16 or not layers:
+    if not layers:
         return
     fused = next(network.parameters()).is_cuda and not rotary.broken(device)
     for layer in layers:

@@ -112,7 +112,7 @@ class Outlook:
 
         Where there is one bucket alone the run's own first step is that trial.
         """
-        if len({work.plan.sizes_px[i] for i in work.plan.training}) == 1:
+        if len(work.plan.trained_sizes_px) == 1:
             return
         tell(Phase("try one step of the largest bucket"))
         self._take(work, *trial.step(work, self.predicted.job))

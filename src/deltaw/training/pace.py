@@ -65,7 +65,9 @@ def parts(
     drawing = n_rows * settings.sample_steps * draw_s + pictures * decode_s
     proofs = N_PROOFS * min(verify.N_QUESTIONS, n_questions)
     how = "measured" if measured.draw_s is not None else "by its FLOPs"
-    n_sizes = 0 if done else _n_sizes(made) - (not _on_gpu(made))  # a CPU's kernels of the tried size are there by then
+    n_sizes = (
+        0 if done else len(made.trained_sizes_px) - (not _on_gpu(made))
+    )  # a CPU's kernels of the tried size are there by then
     training = n_steps * measured.step_s + n_sizes * measured.size_s
     sizes = f", and {measured.size_s:.2f} s for {n_sizes} more sizes each" if n_sizes and measured.size_s else ""
     return (
@@ -88,13 +90,8 @@ def after_steps(made: Plan) -> int:
     """After how many steps of a run its time is said again."""
     if not _on_gpu(made):
         return REFINED_AFTER_STEPS
-    first = (replay.n_first(torch.device(made.settings.device)) - 1) * _n_sizes(made)
+    first = (replay.n_first(torch.device(made.settings.device)) - 1) * len(made.trained_sizes_px)
     return max(REFINED_AFTER_STEPS, min(first + REFINED_LATER, made.settings.steps // 2))
-
-
-def _n_sizes(made: Plan) -> int:
-    """Sizes of pictures that are trained on."""
-    return len({made.sizes_px[i] for i in made.training})
 
 
 def _on_gpu(made: Plan) -> bool:

@@ -97,6 +97,11 @@ class Plan:
     marks: tuple[int, ...]
     notes: tuple[str, ...]
 
+    @property
+    def trained_sizes_px(self) -> frozenset[tuple[int, int]]:
+        """Buckets of the pictures that are trained on."""
+        return frozenset(self.sizes_px[i] for i in self.training)
+
 
 class _Chooser:
     """Collects values: the user's where given, else the base's recommendation, else a rule's."""

@@ -131,7 +131,7 @@ def _given(folder: Path, config: str | Path | None, settings: Sequence[str], fla
 
 
 def _tell_plan(made: Plan, dataset: Dataset, tell: Tell) -> None:
-    sizes = sorted({made.sizes_px[i] for i in made.training})
+    sizes = sorted(made.trained_sizes_px)
     tell(Note(f"pictures: {len(dataset.pictures)} found, {len(made.training)} to train on, {len(made.held_out)} held out, "
               f"{len(dataset.skipped)} skipped; seen at {', '.join(f'{w}×{h}' for w, h in sizes)} px"))  # fmt: skip
     for note in dataset.notes:
