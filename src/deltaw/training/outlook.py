@@ -74,7 +74,7 @@ def may_keep(predicted: Forecast, device: torch.device) -> bool:
     """
     graph = predicted.graph
     beside = graph.network_bytes + graph.vae_bytes + graph.decode.peak_bytes
-    return device.type == "cuda" and beside <= predicted.peak_bytes
+    return device.type == "cuda" and beside <= predicted.tightest.n_bytes
 
 
 class Outlook:
