@@ -19,6 +19,8 @@ SIZES = {
     "bundled, batch 16, 16×16 to text": (16, 4, 256, 77, 32),
     "bundled, batch 16, 8×8": (16, 4, 64, 64, 48),
     "bundled, batch 4, 16×16": (4, 4, 256, 256, 32),
+    "bundled, batch 4, 4×4": (4, 4, 16, 16, 48),
+    "bundled, batch 4, 2×2 to text": (4, 4, 4, 77, 48),
     "SD 1.5, 256 px, 32×32": (1, 8, 1024, 1024, 40),
     "SD 1.5, 256 px, 32×32 to text": (1, 8, 1024, 77, 40),
     "SD 1.5, 256 px, 16×16": (1, 8, 256, 256, 80),
@@ -54,7 +56,7 @@ def measure(mix: Callable[[Tensor, Tensor, Tensor], Tensor], size: tuple[int, in
 
     with torch.no_grad():
         without = least_ms(forward)
-    return f"{without:6.1f} /{least_ms(lambda: torch.autograd.grad(forward(), stored, grad)):6.1f}"
+    return f"{without:7.2f} /{least_ms(lambda: torch.autograd.grad(forward(), stored, grad)):7.2f}"
 
 
 def main() -> None:
@@ -62,11 +64,14 @@ def main() -> None:
         "fused": functional.scaled_dot_product_attention,
         "whole": attention.whole,
         "in pieces": attention.piecewise,
+        "in float32": attention.in_float32,
     }
-    print(f"{'':32} {'   '.join(f'{name:>14}' for name in mixes)}")
+    print(f"{'':32} {'   '.join(f'{name:>16}' for name in mixes)}")
     for name, size in SIZES.items():
         print(f"{name:32} {'   '.join(measure(mix, size) for mix in mixes.values())}")
-    print(f"without gradients pieces are used, with them from {attention.KEPT} weights on")
+    print(
+        f"float32 is used up to {attention.FEW} weights; else without gradients pieces, with them from {attention.KEPT} weights on"
+    )
 
 
 if __name__ == "__main__":

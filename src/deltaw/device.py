@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -15,9 +16,16 @@ import torch
 
 from deltaw.errors import UsageError
 
+KERNELS_KEPT = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384"
+"""How many compiled kernels oneDNN keeps, as a variable of the environment that it reads when the first one is made.
+
+It keeps the latest 1024 by itself. A network has some 300 for each size of pictures, so that from three sizes on
+every step would compile its kernels anew (`docs/performance.md`).
+"""
+
 
 def choose(name: str | None = None) -> tuple[torch.device, str]:
-    """The device to compute on, and why.
+    """The device to compute on, and why. Called before anything is computed, it also has a CPU's compiled kernels kept.
 
     Args:
         name: what the user asked for, e.g. "cuda:1"; None takes the fastest that works.
@@ -25,6 +33,7 @@ def choose(name: str | None = None) -> tuple[torch.device, str]:
     Raises:
         UsageError: the device asked for is unknown or not usable here.
     """
+    os.environ.setdefault(*KERNELS_KEPT)
     if name is not None:
         return _usable(name), "asked for"
     if torch.cuda.is_available():

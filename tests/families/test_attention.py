@@ -22,7 +22,7 @@ def processors(network: torch.nn.Module) -> list[object]:
 
 
 @pytest.mark.parametrize("piece", [1 << 23, 6 * 16 * 5, 6 * 7 * 3])
-@pytest.mark.parametrize("mix", [attention.whole, attention.piecewise])
+@pytest.mark.parametrize("mix", [attention.whole, attention.piecewise, attention.in_float32])
 @pytest.mark.parametrize("keys", [16, 7])
 def test_attend_is_attention(keys: int, mix: Mix, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole or in pieces, also ones that do not divide the queries."""
@@ -40,6 +40,7 @@ def test_attend_is_attention(keys: int, mix: Mix, piece: int, monkeypatch: pytes
 
 def test_pieces_are_used_without_gradients_and_where_weights_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
+    monkeypatch.setattr(attention, "FEW", 0)
     for name in ("whole", "piecewise"):
         kept = getattr(attention, name)
         monkeypatch.setattr(attention, name, lambda *x, name=name, kept=kept: (used.append(name), kept(*x))[1])
@@ -51,6 +52,15 @@ def test_pieces_are_used_without_gradients_and_where_weights_are_many(monkeypatc
     monkeypatch.setattr(attention, "KEPT", 2 * 8 * 8 - 1)
     attention.attend(x, x, x)
     assert used == ["whole", "piecewise", "piecewise", "piecewise"]
+
+
+def test_few_weights_are_computed_in_float32_and_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 8, 4, dtype=torch.bfloat16)
+    exact = functional.scaled_dot_product_attention(x.float(), x.float(), x.float())
+    assert torch.equal(attention.attend(x, x, x), exact.to(x.dtype))
+    monkeypatch.setattr(attention, "FEW", 2 * 8 * 8 - 1)
+    assert not torch.equal(attention.attend(x, x, x), exact.to(x.dtype))
 
 
 @pytest.mark.parametrize("piece", [attention.PIECE, 100])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from deltaw.diffusion import objective, schedule
@@ -40,6 +41,22 @@ def test_answers_stand_beside_their_own_picture_and_time() -> None:
     asked = _asked()
     losses = asked.losses(lambda x, times, text: times.float().view(-1, 1, 1, 1).expand_as(x))
     assert all((losses[i].diff() > 0).all() for i in range(5)), "later questions are of later times"
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3, 16, 64])
+def test_questions_put_again_are_answered_beside_the_others_under_their_own_texts(at_a_time: int) -> None:
+    asked = _asked()
+    again = questions.Again(torch.tensor([1, 5, 23]), torch.full((3, 3, 2), 7.0) + torch.arange(3.0).view(3, 1, 1))
+
+    def predict(x: torch.Tensor, times: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        assert len(x) <= at_a_time
+        return x * 0.5 + text.mean((1, 2)).view(-1, 1, 1, 1)
+
+    answers = asked.answers(predict, again, at_a_time)
+    assert torch.equal(answers.losses, asked.losses(predict, at_a_time))
+    x = asked.groups[0].x[again.rows]
+    assert torch.equal(answers.called, x * 0.5)
+    assert torch.equal(answers.plain, x * 0.5 + torch.tensor([7.0, 8.0, 9.0]).view(3, 1, 1, 1))
 
 
 def test_weights_are_those_of_training() -> None:

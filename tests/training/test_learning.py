@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import deltaw
 from deltaw import tensorfile
 from deltaw.errors import Interrupted
 from deltaw.events import Event, Note, Step
-from deltaw.judge.questions import LEAST_TIMES
+from deltaw.judge.questions import LEAST_TIMES, Answers
 from deltaw.training import asking, state
 from deltaw.training.judging import Judge
 from deltaw.training.stepping import Work
@@ -27,10 +28,9 @@ def curve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Lets the answers of a run follow a curve, by how often was asked: the base, then mark by mark, then the means."""
 
     def follow(means: Sequence[float], mean_of_two: float = 1.0) -> None:
-        original = Judge.losses
+        originals = Judge.losses, Judge._answers
 
-        def losses(self: Judge, work: Work) -> torch.Tensor:
-            real = original(self, work)
+        def on_curve(self: Judge, real: torch.Tensor) -> torch.Tensor:
             asked = len(self.probes)
             loss = 1.0 if asked == 0 else means[asked - 1] if asked <= len(means) else mean_of_two
             if self.means or (asked and max(self.probes) == self.session.plan.settings.steps):
@@ -38,7 +38,15 @@ def curve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             grain = torch.Generator().manual_seed(asked)
             return loss + 0.002 * torch.randn(real.shape, generator=grain, dtype=torch.float64)
 
+        def losses(self: Judge, work: Work) -> torch.Tensor:
+            return on_curve(self, originals[0](self, work))
+
+        def answers(self: Judge, work: Work) -> Answers:
+            real = originals[1](self, work)
+            return dataclasses.replace(real, losses=on_curve(self, real.losses))
+
         monkeypatch.setattr(Judge, "losses", losses)
+        monkeypatch.setattr(Judge, "_answers", answers)
 
     return follow
 

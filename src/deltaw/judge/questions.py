@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,50 @@ class Group:
         """The encoded texts (n, rows, width) of some questions."""
         return torch.stack([self.texts[i] for i in self.said[part].tolist()])
 
+    def asked(self, predict: Predict, at_a_time: int, again: Again | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Which questions are asked together, (p,), with their answers, (p, c, h, w) float32 on the CPU.
+
+        Numbers beyond the group's own are the questions that are put again.
+        """
+        rows, texts = torch.arange(len(self.x)), [self.texts[i] for i in self.said.tolist()]
+        if again is not None:
+            rows, texts = torch.cat([rows, again.rows]), [*texts, *again.texts]
+        for part in torch.arange(len(rows)).split(at_a_time):
+            x, times = self.x[rows[part]], self.times[rows[part]]
+            yield part, predict(x, times, torch.stack([texts[i] for i in part.tolist()])).float().cpu()
+
+    def errors(self, part: Tensor, prediction: Tensor) -> Tensor:
+        """Mean squared errors (p,) float64 of the answers to some questions."""
+        return (prediction - self.target[part]).square().flatten(1).mean(1).double()
+
+
+@dataclass(frozen=True)
+class Again:
+    """Some questions of the first group that are put a second time, under other texts.
+
+    Args:
+        rows: (m,), which.
+        texts: (m, rows, width), encoded.
+    """
+
+    rows: Tensor
+    texts: Tensor
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network says to all questions.
+
+    Args:
+        losses: (n, k) float64, the mean squared error of every answer, picture by question.
+        called: (m, c, h, w), its answers to those that are put again, under their own texts.
+        plain: (m, c, h, w), under the other ones.
+    """
+
+    losses: Tensor
+    called: Tensor
+    plain: Tensor
+
 
 @dataclass(frozen=True)
 class Questions:
@@ -62,13 +106,35 @@ class Questions:
             predict: the network's answer to some questions.
             at_a_time: of them at most.
         """
-        found = torch.zeros(self.times.shape, dtype=torch.float64)
+        found = self._unknown()
         for group in self.groups:
-            for part in torch.arange(len(group.x)).split(at_a_time):
-                prediction = predict(group.x[part], group.times[part], group.text(part)).float().cpu()
-                error = (prediction - group.target[part]).square().flatten(1).mean(1)
-                found[group.owner[part], group.number[part]] = error.double()
+            for part, prediction in group.asked(predict, at_a_time):
+                found[group.owner[part], group.number[part]] = group.errors(part, prediction)
         return found
+
+    @torch.no_grad()
+    def answers(self, predict: Predict, again: Again, at_a_time: int = BATCH) -> Answers:
+        """All questions and those that are put again, in one pass: a few of them on their own would waste a batch.
+
+        Args:
+            predict: the network's answer to some questions.
+            again: what is asked beside the questions.
+            at_a_time: of them at most.
+        """
+        losses, called, plain = self._unknown(), {}, []
+        kept = set(again.rows.tolist())
+        for i, group in enumerate(self.groups):
+            for part, prediction in group.asked(predict, at_a_time, None if i else again):
+                own = part < len(group.x)
+                mine, said = part[own], prediction[own]
+                losses[group.owner[mine], group.number[mine]] = group.errors(mine, said)
+                if i == 0:
+                    called |= {row: answer for row, answer in zip(mine.tolist(), said, strict=True) if row in kept}
+                    plain.append(prediction[~own])
+        return Answers(losses, torch.stack([called[row] for row in again.rows.tolist()]), torch.cat(plain))
+
+    def _unknown(self) -> Tensor:
+        return torch.zeros(self.times.shape, dtype=torch.float64)
 
 
 def about(

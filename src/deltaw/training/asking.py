@@ -19,7 +19,7 @@ SHARE = 0.08
 FORWARDS_A_STEP = 3
 """What a picture in a training step costs beside one question: the backward takes twice the forward."""
 N_DRIFT = 8
-"""Questions that drift is measured on, each with and without the words that call the result up."""
+"""Questions that drift is measured on: they are put again without the words that call the result up."""
 MEANS = (2, 3)
 """How many of the last snapshots are averaged, each a candidate that is asked once."""
 

@@ -12,6 +12,7 @@ from deltaw.events import Note
 from deltaw.judge import choice, drift, questions, scores
 from deltaw.judge.choice import Candidate, Choice
 from deltaw.judge.drift import Drift
+from deltaw.judge.questions import Again, Answers
 from deltaw.judge.scores import Score
 from deltaw.training import asking, stepping, verify
 from deltaw.training.session import Session
@@ -38,13 +39,15 @@ class Judge:
             base.schedule, made.settings.seed, n_times,
         )  # fmt: skip
         self.weights = questions.weights(self.questions, base.objective, base.schedule, made.settings.min_snr_gamma)
-        self.plain = torch.stack([data.texts[prompt] for prompt in asking.plain_prompts(made)])
+        plain = [data.texts[prompt] for prompt in asking.plain_prompts(made)]
+        few = torch.linspace(0, len(self.questions.groups[0].x) - 1, asking.N_DRIFT).long()
+        self.again = Again(few, torch.stack([plain[i % len(plain)] for i in range(asking.N_DRIFT)]))
         self.probes: dict[int, Tensor] = {}
         """Losses (n, k), picture by question, by step, 0 being the base."""
         self.drifts: dict[int, Drift] = {}
         self.means: list[Candidate] = []
         self.at_a_time = session.outlook.predicted.at_a_time
-        self._of_base: tuple[Tensor, Tensor] | None = None
+        self._of_base: Answers | None = None
         self._restore(history)
 
     @property
@@ -56,13 +59,13 @@ class Judge:
         """Answers the questions with the adapter as it stands, and the first time with none: the base's own answers."""
         if self._of_base is None:
             with verify.holding(work.wrapped, verify.zeros(work.wrapped)):
-                self._of_base = self._moved(work)
-                if 0 not in self.probes:  # a resumed run knows them
-                    self.probes[0] = self.losses(work)
-        plain, called = self._moved(work)
-        of_plain, of_called = self._of_base
-        self.probes[step] = self.losses(work)
-        self.drifts[step] = Drift(drift.relative(plain, of_plain), drift.relative(called, of_called))
+                self._of_base = self._answers(work)
+                self.probes.setdefault(0, self._of_base.losses)  # a resumed run knows them
+        of_base, found = self._of_base, self._answers(work)
+        self.probes[step] = found.losses
+        self.drifts[step] = Drift(
+            drift.relative(found.plain, of_base.plain), drift.relative(found.called, of_base.called)
+        )
         return self.score(Candidate(step, self.probes[step]))
 
     def losses(self, work: Work) -> Tensor:
@@ -116,16 +119,8 @@ class Judge:
             elif kind == "drift":
                 self.drifts[int(step)] = Drift(*tensor.tolist())
 
-    @torch.no_grad()
-    def _moved(self, work: Work) -> tuple[Tensor, Tensor]:
-        """What the network says to some questions under plain prompts, and under their own captions."""
-        group = self.questions.groups[0]
-        few = torch.linspace(0, len(group.x) - 1, asking.N_DRIFT).long()
-        plain = self.plain[torch.arange(asking.N_DRIFT) % len(self.plain)]
-
-        def answers(text: Tensor) -> Tensor:
-            parts = torch.arange(len(few)).split(self.at_a_time)
-            said = (stepping.answer(work, group.x[few[i]], group.times[few[i]], text[i]) for i in parts)
-            return torch.cat([part.float().cpu() for part in said])
-
-        return answers(plain), answers(group.text(few))
+    def _answers(self, work: Work) -> Answers:
+        """To all questions, and to some of them under plain prompts."""
+        return self.questions.answers(
+            lambda x, times, text: stepping.answer(work, x, times, text), self.again, self.at_a_time
+        )

@@ -55,7 +55,7 @@ def parts(
     asked_s = n_questions * (measured.ask_s if measured.ask_s is not None else graph.ask.flops * per_flop)
     asked_before = len(made.marks) > len(marks)  # at the first mark, which is behind: the base was asked then
     rounds = asking.n_rounds(made) - len(made.marks) + len(marks) - asked_before
-    drifts = (len(marks) + 1) * 2 * asking.N_DRIFT / n_questions
+    drifts = (len(marks) + 1) * asking.N_DRIFT / n_questions
     n_rows, n_drawn = len(made.marks) + 1, job.n_drawn * (2 if job.guided else 1)
     draw_s = measured.draw_s if measured.draw_s is not None else n_drawn * graph.draw.flops * per_flop
     decode_s = (
