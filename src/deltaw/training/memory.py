@@ -20,10 +20,8 @@ LIBRARIES_BYTES = 200_000_000
 """What loaded code and its buffers add during a run; measured on the CPU, `python -m benchmarks.prediction`.
 
 oneDNN's compiled kernels are half of it, one for each layer, batch and size that a run comes across."""
-KERNELS_BYTES = 80_000_000
-"""Of such kernels for every further size of pictures, measured likewise with one to eight sizes."""
-MOST_SIZES = 8
-"""Whose kernels are there at a time, as far as was measured: oneDNN keeps the latest 1024."""
+KERNELS_BYTES = 95_000_000
+"""Of such kernels for every further size of pictures, measured likewise with one to eight sizes; all of them are kept (`device.KERNELS_KEPT`)."""
 SCATTERED = 1.3
 """Memory that the C library holds for a step's tensors, over their own bytes: freed pieces lie between those in use. Measured likewise.
 torch's own allocator of a GPU's memory leaves far less between them (`SCATTERED_ON_GPU`)."""
@@ -85,7 +83,7 @@ def file_bytes(base: Base) -> dict[str, int]:
 def libraries_bytes(made: Plan) -> int:
     """What code and kernels add during a run."""
     on_cpu = torch.device(made.settings.device).type == "cpu"
-    return LIBRARIES_BYTES + on_cpu * KERNELS_BYTES * (min(len(_sizes_px(made)), MOST_SIZES) - 1)
+    return LIBRARIES_BYTES + on_cpu * KERNELS_BYTES * (len(_sizes_px(made)) - 1)
 
 
 def _sizes_px(made: Plan) -> tuple[tuple[int, int], ...]:
