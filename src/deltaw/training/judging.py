@@ -52,7 +52,7 @@ class Judge:
 
     @property
     def n_questions(self) -> int:
-        """How many are asked at a time."""
+        """How many a round has, those that are put again aside."""
         return self.questions.times.numel()
 
     def ask(self, work: Work, step: int) -> Score:

@@ -17,7 +17,7 @@ from deltaw.training.trial import Measured
 
 REFINED_AFTER_STEPS = 5
 REFINED_LATER = 10
-"""After as many more on a GPU as take far longer than all others: the first of every size of pictures."""
+"""The same on a GPU. Before them may come as many as take far longer than all others: the first of every size of pictures."""
 N_PROOFS = 3
 """Rounds of questions in the proof: as trained, from the file, without."""
 
@@ -88,10 +88,12 @@ def span(seconds: float) -> str:
 
 def after_steps(made: Plan) -> int:
     """After how many steps of a run its time is said again."""
-    if not _on_gpu(made):
+    n_sizes, on_gpu = len(made.trained_sizes_px), _on_gpu(made)
+    if n_sizes == 1 and not on_gpu:
         return REFINED_AFTER_STEPS
-    first = (replay.n_first(torch.device(made.settings.device)) - 1) * len(made.trained_sizes_px)
-    return max(REFINED_AFTER_STEPS, min(first + REFINED_LATER, made.settings.steps // 2))
+    first = n_sizes * (replay.n_first(torch.device(made.settings.device)) - on_gpu)
+    later = REFINED_LATER if on_gpu else REFINED_AFTER_STEPS
+    return max(REFINED_AFTER_STEPS, min(first + later, made.settings.steps // 2))
 
 
 def _on_gpu(made: Plan) -> bool:
