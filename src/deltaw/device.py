@@ -19,8 +19,8 @@ from deltaw.errors import UsageError
 KERNELS_KEPT = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384"
 """How many compiled kernels oneDNN keeps, as a variable of the environment that it reads when the first one is made.
 
-It keeps the latest 1024 by itself. A network has some 300 for each size of pictures, so that from three sizes on
-every step would compile its kernels anew (`docs/performance.md`).
+It keeps the latest 1024 by itself. A run of one size of pictures makes some 800, one of five sizes more than twice as many, so that
+after every mark many were compiled anew (`docs/performance.md`).
 """
 
 
