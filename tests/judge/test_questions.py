@@ -46,7 +46,7 @@ def test_answers_stand_beside_their_own_picture_and_time() -> None:
 @pytest.mark.parametrize("at_a_time", [1, 3, 16, 64])
 def test_questions_put_again_are_answered_beside_the_others_under_their_own_texts(at_a_time: int) -> None:
     asked = _asked()
-    again = questions.Again(torch.tensor([1, 5, 23]), torch.full((3, 3, 2), 7.0) + torch.arange(3.0).view(3, 1, 1))
+    again = questions.Again(torch.tensor([1, 5, 23]), [torch.full((3, 2), 7.0 + i) for i in range(3)])
 
     def predict(x: torch.Tensor, times: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         assert len(x) <= at_a_time

@@ -64,11 +64,11 @@ class Again:
 
     Args:
         rows: (m,), which.
-        texts: (m, rows, width), encoded.
+        texts: m encoded texts (rows, width).
     """
 
     rows: Tensor
-    texts: Tensor
+    texts: Sequence[Tensor]
 
 
 @dataclass(frozen=True)

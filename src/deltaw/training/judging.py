@@ -41,7 +41,7 @@ class Judge:
         self.weights = questions.weights(self.questions, base.objective, base.schedule, made.settings.min_snr_gamma)
         plain = [data.texts[prompt] for prompt in asking.plain_prompts(made)]
         few = torch.linspace(0, len(self.questions.groups[0].x) - 1, asking.N_DRIFT).long()
-        self.again = Again(few, torch.stack([plain[i % len(plain)] for i in range(asking.N_DRIFT)]))
+        self.again = Again(few, [plain[i % len(plain)] for i in range(asking.N_DRIFT)])
         self.probes: dict[int, Tensor] = {}
         """Losses (n, k), picture by question, by step, 0 being the base."""
         self.drifts: dict[int, Drift] = {}
