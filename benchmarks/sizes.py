@@ -14,28 +14,21 @@ import random
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.step_time import SHAPES, inputs, network
+from benchmarks.step_time import inputs, loop_steps, network
 from deltaw import device as devices
 from deltaw import inject
 from deltaw.data import buckets
-from deltaw.families import bases, kernels, readers, sd
-from deltaw.training.replay import Steps
-from deltaw.training.stepping import Batch, Work
+from deltaw.families import bases, kernels, sd
+from deltaw.training.stepping import Batch
 from deltaw.zoo import bundled_base
 
 VARIABLE, KEPT = devices.KERNELS_KEPT
 SETTINGS = {"as oneDNN does": "1024", "kept": KEPT}
-
-
-def every_size(px: int) -> list[tuple[int, int]]:
-    """(width, height) of every bucket of that resolution."""
-    return sorted({buckets.bucket((8000 * percent // 100, 8000), px) for percent in range(40, 260)})
 
 
 def measure(base: str, px: int, batch: int, n_steps: int) -> str:
@@ -46,16 +39,13 @@ def measure(base: str, px: int, batch: int, n_steps: int) -> str:
     kernels.speed_up(model, device, dtype)
     targets = bases.open_base(bundled_base()).targets if base == "bundled" else sd.StableDiffusion.targets
     wrapped = inject.wrap(model, targets, 8, 8.0, torch.Generator().manual_seed(0))
-    flat, _ = readers.gather(model, wrapped, device, dtype)
 
     def denoise(network: Any, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
         return network(x, times, text, return_dict=False)[0]  # type: ignore[no-any-return]
 
-    nothing: Any = None
-    said: Any = SimpleNamespace(denoise=denoise)
-    compute = Steps(Work(said, model, wrapped, flat, nothing, nothing, device, dtype), print)
+    compute = loop_steps(model, wrapped, denoise, device, dtype)
     text = inputs(model.config, px, batch, device, dtype)["encoder_hidden_states"]
-    ones, sizes = torch.ones(batch), every_size(px)
+    ones, sizes = torch.ones(batch), buckets.ladder(px)
 
     def step(size: tuple[int, int]) -> None:
         x = torch.randn(batch, model.config.in_channels, size[1] // 8, size[0] // 8)
@@ -73,7 +63,7 @@ def measure(base: str, px: int, batch: int, n_steps: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", choices=("bundled", *(name for name in SHAPES if name == "sd15")), default="bundled")
+    parser.add_argument("--base", choices=("bundled", "sd15"), default="bundled")
     parser.add_argument("--px", type=int, nargs="+", default=[256, 384, 576])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=60)

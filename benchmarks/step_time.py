@@ -138,15 +138,30 @@ def as_trained(
 ) -> Step:
     """A step of DeltaW's training loop, without its optimizer's."""
     first = next(iter(asked))
-    base: Any = SimpleNamespace(denoise=lambda network, x, times, text: network(**{**asked, first: x})[0])  # noqa: ARG005
+    x = asked[first]
+    n = torch.ones(len(x))
+
+    def denoise(network: nn.Module, x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return network(**{**asked, first: x})[0]  # type: ignore[no-any-return]
+
+    compute = loop_steps(model, wrapped, denoise, device, dtype)
+    return lambda: compute(Batch(x, n, n, torch.zeros(x.shape), n))
+
+
+def loop_steps(
+    model: nn.Module,
+    wrapped: inject.Wrapped,
+    denoise: Callable[..., torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Steps:
+    """The steps of DeltaW's training loop on a network, without a run around them; `denoise` calls it, as `Base.denoise` does."""
     flat, why = readers.gather(model, wrapped, device, dtype)
     if why:
         print(f"DeltaW's kernels cannot be used: {why}")
+    base: Any = SimpleNamespace(denoise=denoise)
     nothing: Any = None
-    x = asked[first]
-    n = torch.ones(len(x))
-    compute = Steps(Work(base, model, wrapped, flat, nothing, nothing, device, dtype), print)
-    return lambda: compute(Batch(x, n, n, torch.zeros(x.shape), n))
+    return Steps(Work(base, model, wrapped, flat, nothing, nothing, device, dtype), print)
 
 
 class Recorded:

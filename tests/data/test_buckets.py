@@ -42,7 +42,7 @@ def test_bucket_cuts_least():
     for size in sizes():
         size = (size[0] + 4000, size[1] + 4000)  # large enough for the full resolution
         chosen = bucket(size, 512)
-        assert all(crop_share(size, chosen) <= crop_share(size, other) for other in buckets._ladder(512, 64))
+        assert all(crop_share(size, chosen) <= crop_share(size, other) for other in buckets.ladder(512, 64))
 
 
 def test_enlarging_is_avoided_down_to_half_the_resolution():

@@ -40,14 +40,14 @@ def bucket(size_px: Size, resolution_px: int, step_px: int = 64) -> Size:
     lowest = math.ceil(resolution_px / 2 / step_px) * step_px
     chosen = (resolution_px, resolution_px)
     for resolution in range(resolution_px, lowest - 1, -step_px):
-        chosen = min(_ladder(resolution, step_px), key=lambda shape: (crop_share(size_px, shape), -shape[0] * shape[1]))
+        chosen = min(ladder(resolution, step_px), key=lambda shape: (crop_share(size_px, shape), -shape[0] * shape[1]))
         if upscale(size_px, chosen) <= MAX_UPSCALE:
             break
     return chosen
 
 
 @lru_cache
-def _ladder(resolution_px: int, step_px: int) -> tuple[Size, ...]:
+def ladder(resolution_px: int, step_px: int = 64) -> tuple[Size, ...]:
     """Every width with the largest height that keeps within resolution² pixels and `MAX_ASPECT`."""
     shapes = []
     for width in range(step_px, 2 * resolution_px + 1, step_px):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class Judge:
 
     def losses(self, work: Work) -> Tensor:
         """The answers' errors (n, k) with the adapter as it stands."""
-        return self.questions.losses(lambda x, times, text: stepping.answer(work, x, times, text), self.at_a_time)
+        return self.questions.losses(partial(stepping.answer, work), self.at_a_time)
 
     def tell(self, score: Score) -> None:
         """Says how a snapshot does."""
@@ -121,6 +122,4 @@ class Judge:
 
     def _answers(self, work: Work) -> Answers:
         """To all questions, and to some of them under plain prompts."""
-        return self.questions.answers(
-            lambda x, times, text: stepping.answer(work, x, times, text), self.again, self.at_a_time
-        )
+        return self.questions.answers(partial(stepping.answer, work), self.again, self.at_a_time)
