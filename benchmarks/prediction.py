@@ -5,7 +5,7 @@
     python -m benchmarks.prediction --base sdxl --px 512 --batch 1    # half an hour, 12 GB of memory
 
 Every run is a process of its own with an empty cache. sd15 and sdxl are Stable Diffusion 1.5's and XL's shapes with
-random weights, made in a temporary folder (2 and 7 GB). Time is foretold after the first five steps.
+random weights, made in a temporary folder (2 and 7 GB). Time is foretold after the first steps.
 """
 
 from __future__ import annotations
