@@ -43,7 +43,9 @@ class TrainOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    base: str | None = _option("Base model: a diffusers folder or a hub id. Default: the bundled one.", visible=True)
+    base: str | None = _option(
+        "Base model: a diffusers folder, a single safetensors file or a hub id. Default: the bundled one.", visible=True
+    )
     out: AnyPath | None = _option("Result folder. Default: runs/NAME, NAME being the picture folder's.", visible=True)
     trigger: str | None = _option("Word put before every caption that lacks it; it calls the result up.", visible=True)
     steps: int | None = _option(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deltaw import families, formats
-from deltaw.families import listing, networks, openclip
+from deltaw.families import autoencoder, listing, networks, openclip, skeleton
 from tests.algebra.dense import dense
 from tests.formats import made
 
@@ -90,6 +90,31 @@ def test_openclip(variant: str, component: str, width: int) -> None:
     model = types.SimpleNamespace(config=types.SimpleNamespace(hidden_size=width))
     converted = single.convert_open_clip_checkpoint(model, stacked, prefix="x.")
     agree(variant, component, converted, weights)
+
+
+def test_what_openclip_keeps_outside_its_modules() -> None:
+    table, projection = torch.arange(77 * 1280).reshape(77, 1280), torch.arange(1280 * 1280).reshape(1280, 1280)
+    model = types.SimpleNamespace(config=types.SimpleNamespace(hidden_size=1280))
+    converted = single.convert_open_clip_checkpoint(
+        model, {"x.positional_embedding": table, "x.text_projection": projection}, prefix="x."
+    )
+    for path, (name, turned) in openclip.BARE.items():
+        original = {"positional_embedding": table, "text_projection": projection}[name]
+        assert converted[path].equal(original.t() if turned else original)
+
+
+def test_autoencoder() -> None:
+    vae = skeleton.parts("sdxl")["vae"]
+    state = {k: torch.arange(v.numel()).reshape(v.shape) + i for i, (k, v) in enumerate(vae.state_dict().items())}
+    stacked = {}
+    for entry in autoencoder.original({key.rpartition(".")[0]: None for key in state}):
+        for leaf in ("weight", "bias"):
+            tensor = state[f"{entry.parts[0]}.{leaf}"]
+            is_attention = ".attn_1." in entry.name and tensor.dim() == 2
+            stacked[f"{autoencoder.PREFIX}{entry.name}.{leaf}"] = tensor[..., None, None] if is_attention else tensor
+    converted = single.convert_ldm_vae_checkpoint(stacked, dict(vae.config))
+    assert set(converted) == set(state)
+    assert [key for key, tensor in state.items() if not converted[key].equal(tensor)] == []
 
 
 def test_flux_files_of_kohya_mean_the_same_to_diffusers(tmp_path) -> None:

@@ -15,7 +15,7 @@ import deltaw
 from deltaw import formats, inject
 from deltaw.delta import Delta
 from deltaw.errors import UsageError
-from deltaw.families import base_check, bases, blueprint, flow, flux
+from deltaw.families import bases, blueprint, flow, flux
 from deltaw.families.networks import VARIANTS
 from deltaw.training import run
 from deltaw.training.tracing import trace
@@ -230,13 +230,6 @@ def test_a_base_without_guidance_is_told_to_be_distilled(other: Path) -> None:
     [remark] = verb.check(other).remarks
     assert "schnell" in remark
     assert bases.open_base(other).drawn_in_steps == flux.FEW_STEPS
-
-
-def test_a_single_file_is_told_to_lack_parts(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(1)}, tmp_path / "base.safetensors")
-    assert "may lack text encoders" in base_check.single_file(tmp_path / "base.safetensors").what
 
 
 @pytest.mark.parametrize("kind", ["tiny_flux", "tiny_sd3"])

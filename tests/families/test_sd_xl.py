@@ -12,7 +12,7 @@ import torch
 import deltaw
 from deltaw import formats, inject
 from deltaw.delta import Delta
-from deltaw.families import base_check, bases
+from deltaw.families import bases
 from deltaw.families.blueprint import Blueprint
 from deltaw.families.sd_xl import StableDiffusionXL
 from deltaw.training import run
@@ -162,15 +162,3 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("kind", SPOILT)
 def test_what_is_wrong_with_a_base_is_named_with_advice(other: Path, kind: str) -> None:
     assert_named(other, *SPOILT[kind])
-
-
-def test_a_single_file_is_told_which_pipeline_opens_it(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    for name, kind in (
-        ("conditioner.embedders.1.model.x", "StableDiffusionXLPipeline"),
-        ("cond_stage_model.x", "StableDiffusionPipeline"),
-    ):
-        save_file({name: torch.zeros(1)}, tmp_path / "base.safetensors")
-        advice = base_check.single_file(tmp_path / "base.safetensors").advice
-        assert f" {kind}.from_single_file" in advice

@@ -138,10 +138,11 @@ def test_the_bundled_base_is_sound() -> None:
     [
         (b"GGUF\x03", "quantised (GGUF)"),
         (b"PK\x03\x04", "a pickle"),
-        (b"\x08" + bytes(7) + b"{}      ", "a single file"),
+        (b"\x80\x02}q\x00(X\x00", "a pickle"),
+        (b"\x08" + bytes(7) + b"{}      ", "no base of a known family"),
     ],
 )
-def test_a_single_file_is_told_from_a_folder(tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_file_that_is_no_base_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
     with pytest.raises(DeltawError, match=re.escape(said)) as told:

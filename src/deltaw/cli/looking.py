@@ -37,7 +37,7 @@ def inspect(
 
 @app.command
 def check(
-    path: Annotated[Path, Parameter(help="A LoRA file, a folder of pictures, or a base's folder.")],
+    path: Annotated[Path, Parameter(help="A LoRA file, a folder of pictures, or a base.")],
     /,
     *,
     base: ForBase = None,
@@ -60,7 +60,7 @@ def check(
 
         if not path.exists():
             raise InputError("there is nothing of this name", where=path,
-                             expected="a LoRA file, a folder of pictures, or a base's folder", advice="check the path")  # fmt: skip
+                             expected="a LoRA file, a folder of pictures, or a base", advice="check the path")  # fmt: skip
         if base_verb.is_base(path):
             looked = base_verb.check(path, tell=show)
             sound = not looked.problems and not (strict and looked.remarks)

@@ -21,7 +21,10 @@ app = App(
 
 Strict = Annotated[bool, Parameter(help="Warnings about the input are errors.", negative="")]
 AsJson = Annotated[bool, Parameter(name="--json", help="One JSON event a line.", negative="")]
-Base = Annotated[str | None, Parameter(help="Base model: a diffusers folder or a hub id. Default: the bundled one.")]
+Base = Annotated[
+    str | None,
+    Parameter(help="Base model: a diffusers folder, a single safetensors file or a hub id. Default: the bundled one."),
+]
 Denoising = Annotated[int | None, Parameter(help="Denoising steps.")]
 Guidance = Annotated[float | None, Parameter(help="Classifier-free guidance.")]
 Device = Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, mps.")]

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deltaw import tensorfile
 from deltaw.errors import InputError
 from deltaw.families import faults, flux_check, sd3_check, unet_check
 from deltaw.families.faults import FULL_PRECISION, Configs
@@ -64,37 +63,22 @@ def _of(configs: Configs) -> Any:
     return OF_PIPELINES.get(configs.get("model_index", {}).get("_class_name"), unet_check)
 
 
-def single_file(path: Path) -> InputError:
-    """Why a file, rather than a folder, cannot be trained, by its first bytes."""
+def not_read(path: Path) -> InputError | None:
+    """Why a file, rather than a folder, is never opened as a base, by its first bytes."""
     with path.open("rb") as file:
-        head = file.read(4)
-    wanted = "a diffusers folder (with model_index.json)"
-    if head == b"GGUF":
+        head = file.read(9)
+    wanted = "a safetensors checkpoint, or a diffusers folder (with model_index.json)"
+    if head.startswith(b"GGUF"):
         return InputError("the base is quantised (GGUF)", where=path, expected=wanted, advice=FULL_PRECISION)
-    if head.startswith((b"PK", b"\x80")):
+    if head.startswith((b"PK", b"\x80")) and not head.endswith(b"{"):  # a safetensors file's first bytes are a number
         return InputError("the base is a pickle, which is never opened", where=path, expected=wanted,
                           advice="get its safetensors version")  # fmt: skip
-    names = _names(path)
-    if any(name.endswith("double_blocks.0.img_attn.qkv.weight") for name in names):
-        return InputError("the base is a single file of FLUX.1, which may lack text encoders and VAE", where=path, expected=wanted,
-                          advice="get the folder that it was published as, e.g. by its hub id")  # fmt: skip
-    is_xl = any(name.startswith("conditioner.embedders.1.") for name in names)
-    kind = "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
-    return InputError("the base is a single file", where=path, expected=wanted,
-                      advice=f"turn it into one: {kind}.from_single_file(FILE).save_pretrained(FOLDER), of diffusers")  # fmt: skip
+    return None
 
 
 def _untrained(path: Path, what: str) -> InputError:
     return InputError(f"this base is not of a family that can be trained ({what})", where=path, expected=TRAINED,
                       advice="its LoRA files can be merged, converted and inspected all the same")  # fmt: skip
-
-
-def _names(file: Path) -> Sequence[str]:
-    """Of a checkpoint's tensors; none where it cannot be read."""
-    try:
-        return tuple(tensorfile.read_header(file).tensors)
-    except InputError:
-        return ()
 
 
 def _named(path: Path, configs: Configs) -> Iterator[InputError]:

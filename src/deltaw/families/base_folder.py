@@ -106,18 +106,20 @@ class BaseFolder:
 
 
 def find(base: str) -> Path:
-    """The folder of a base given as a path or as a hub id; a path is never looked up as an id.
+    """The folder or single file of a base given as a path or as a hub id; a path is never looked up as an id.
 
     Raises:
         InputError: it is neither a folder here nor an id that can be had.
     """
     path = Path(base).expanduser()
-    if path.is_dir():
-        return path
     if path.exists():
-        raise base_check.single_file(path)
+        return path
     if not HUB_ID.fullmatch(base) or base.startswith("."):
-        raise InputError("no such base", where=base, expected="a diffusers folder, or a hub id such as owner/name")
+        raise InputError(
+            "no such base",
+            where=base,
+            expected="a diffusers folder, a safetensors file, or a hub id such as owner/name",
+        )
     return _from_hub(base)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 _DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
-_ENCODER_PREFIXES = {
+ENCODER_PREFIXES = {
     ("sd1", "text_encoder"): (("cond_stage_model.transformer.", unchanged),),
     ("sd2", "text_encoder"): (
         ("cond_stage_model.model.", openclip.original),
@@ -132,13 +132,20 @@ def open_checkpoint(where: str | Path) -> Checkpoint:
                          expected="a checkpoint of " + ", ".join(family.title for family in families.ALL),
                          advice="give the base, not a LoRA")  # fmt: skip
     family, named = max(layouts, key=lambda layout: len(layout[1]))
-    return _checkpoint(where, family, {where: header}, {where: named})
+    return cut(where, family, {where: header}, {where: named})
 
 
-def _checkpoint(
+def cut(
     where: Path, family: Family, headers: Mapping[Path, Header], named: Mapping[Path, Mapping[str, Original]]
 ) -> Checkpoint:
-    """Cuts the tensors of every file into their canonical parts."""
+    """Cuts the tensors of every file into their canonical parts.
+
+    Args:
+        where: what was given.
+        family: that they belong to.
+        headers: of its files.
+        named: file to the name that a module has there to what it is.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     held: dict[str, Held] = {}
     biases: dict[str, Held] = {}
@@ -194,7 +201,7 @@ def _denoiser_names(family: Family, shapes: Shapes, header: Header) -> dict[str,
 
 def _encoder_names(family: Family, component: str, shapes: Shapes, header: Header) -> dict[str, Original]:
     own = [path.removeprefix(f"{component}.") for path in shapes if path.startswith(f"{component}.")]
-    for start, original in _ENCODER_PREFIXES[family.name, component]:
+    for start, original in ENCODER_PREFIXES[family.name, component]:
         if any(key.startswith(start) for key in header.tensors):
             return {start + entry.name: _of(component, entry) for entry in original(own)}
     return {}
@@ -217,4 +224,4 @@ def _folder(where: Path) -> Checkpoint:
         raise InputError("no base model is here", where=where, expected="a diffusers folder with safetensors files",
                          advice="give the folder that holds model_index.json")  # fmt: skip
     shapes = listing.shapes_of(where)
-    return _checkpoint(where, listing.family_of(shapes), headers, named)
+    return cut(where, listing.family_of(shapes), headers, named)

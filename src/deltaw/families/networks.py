@@ -30,10 +30,11 @@ _CLIP_L: dict[str, Any] = {
 }  # fmt: skip
 _CLIP_H: dict[str, Any] = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
+    "projection_dim": 512, "hidden_act": "gelu",
 }  # fmt: skip
 _CLIP_G: dict[str, Any] = {
     "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
-    "projection_dim": 1280,
+    "projection_dim": 1280, "hidden_act": "gelu",
 }  # fmt: skip
 _T5_XXL: dict[str, Any] = {
     "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 32128,
@@ -62,14 +63,14 @@ _EMOJI: dict[str, Any] = {
 }  # fmt: skip
 _EMOJI_CLIP: dict[str, Any] = {
     "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "projection_dim": 256,
+    "projection_dim": 256, "bos_token_id": 4094, "eos_token_id": 4095,
 }  # fmt: skip
 
 VARIANTS: dict[str, dict[str, tuple[type, dict[str, Any]]]] = {
-    "sd1": {"unet": (UNet2DConditionModel, {"cross_attention_dim": 768}), "text_encoder": (CLIPTextModel, _CLIP_L)},
+    "sd1": {"unet": (UNet2DConditionModel, {"sample_size": 64, "cross_attention_dim": 768}), "text_encoder": (CLIPTextModel, _CLIP_L)},
     "emoji": {"unet": (UNet2DConditionModel, _EMOJI), "text_encoder": (CLIPTextModel, _EMOJI_CLIP)},
     "sd2": {
-        "unet": (UNet2DConditionModel, {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
+        "unet": (UNet2DConditionModel, {"sample_size": 64, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
                                         "use_linear_projection": True}),
         "text_encoder": (CLIPTextModel, _CLIP_H),
     },

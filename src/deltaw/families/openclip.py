@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from deltaw.families.family import Original
 
@@ -12,10 +12,15 @@ _BLOCK = {
 }  # fmt: skip
 _OUTSIDE = {"text_model.embeddings.token_embedding": "token_embedding", "text_model.final_layer_norm": "ln_final"}
 _LAYERS = "text_model.encoder.layers."
+BARE: Mapping[str, tuple[str, bool]] = {
+    "text_model.embeddings.position_embedding.weight": ("positional_embedding", False),
+    "text_projection.weight": ("text_projection", True),
+}
+"""Weights that are no module's there: canonical name to (OpenCLIP's, whether rows and columns are swapped)."""
 
 
 def original(paths: Iterable[str]) -> list[Original]:
-    """OpenCLIP's names; q, k and v are one tensor there, `in_proj_weight`. What it keeps otherwise is left out."""
+    """OpenCLIP's names; q, k and v are one tensor there, `in_proj_weight`. `BARE` has what it keeps otherwise."""
     found: dict[str, Original] = {}
     for path in paths:
         if path in _OUTSIDE:

@@ -85,11 +85,7 @@ def _kind(path: Path, configs: Configs) -> Iterator[InputError]:
     if pipeline.startswith("StableDiffusionXL") and unet and added != TOLD:
         yield InputError("model_index.json calls it Stable Diffusion XL, and its UNet is not told the pictures' sizes as XL's is",
                          where=path, advice="one of the two is from another base: download it again")  # fmt: skip
-    wide, narrow = unet.get("in_channels"), unet.get("out_channels")
-    if wide and narrow and wide != narrow:
-        what = {2 * narrow + 1: "an inpainting base", 2 * narrow: "an editing base"}.get(wide, "a special base")
-        yield InputError(f"this is {what}: {wide} input channels", where=path / "unet", expected=f"{narrow} input channels",
-                         advice="use the plain checkpoint that it was made from")  # fmt: skip
+    yield from special(path / "unet", unet.get("in_channels"), unet.get("out_channels"))
     scheduler = configs.get("scheduler", {})
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
@@ -98,6 +94,14 @@ def _kind(path: Path, configs: Configs) -> Iterator[InputError]:
     if scheduler.get("_class_name", "").startswith("EDM") or configs.get("vae", {}).get("latents_mean"):
         yield InputError("its latents and noise are scaled in a way of its own (EDM)", where=path,
                          expected="noise as Stable Diffusion's", advice="train on the base that it was made from")  # fmt: skip
+
+
+def special(where: Path, wide: int | None, narrow: int | None) -> Iterator[InputError]:
+    """Whether a UNet reads more channels than it predicts, as those do that fill in or edit pictures."""
+    if wide and narrow and wide != narrow:
+        what = {2 * narrow + 1: "an inpainting base", 2 * narrow: "an editing base"}.get(wide, "a special base")
+        yield InputError(f"this is {what}: {wide} input channels", where=where, expected=f"{narrow} input channels",
+                         advice="use the plain checkpoint that it was made from")  # fmt: skip
 
 
 def _fitting(path: Path, configs: Configs) -> Iterator[InputError]:

@@ -11,7 +11,7 @@ from typing import Any
 from deltaw import formats, options, tensorfile, zoo
 from deltaw.errors import InputError, UsageError
 from deltaw.events import Note, Table, Tell, Warn, silent
-from deltaw.families import base_folder
+from deltaw.families import bases
 from deltaw.options import TrainOptions
 from deltaw.training import fingerprint, run, state, verify
 from deltaw.training.metadata import RECIPE, RECIPE_FORMAT
@@ -67,9 +67,7 @@ def rebuild(
     if not differences:
         tell(Note("pictures, captions, base and versions are those of the file"))
     made = run.train(folder, settings=settings, stop_asked=stop_asked, tell=tell, **chosen)
-    return _judged(
-        file, made.file, differences, formats.shapes_of(base_folder.find(base or str(zoo.bundled_base()))), tell
-    )
+    return _judged(file, made.file, differences, formats.shapes_of(bases.find(base or zoo.bundled_base())), tell)
 
 
 def read(file: Path) -> dict[str, Any]:

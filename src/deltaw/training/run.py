@@ -88,7 +88,7 @@ def train(
 def look(folder: Path, given: Given, *, strict: bool, tell: Tell) -> tuple[Base, Dataset, Plan]:
     """Opens the base, scans the pictures and makes the plan, telling all three. Writes nothing."""
     tell(Phase("look at the pictures and the base"))
-    base = bases.open_base(given.options.base or zoo.bundled_base())
+    base = bases.open_base(given.options.base or zoo.bundled_base(), tell)
     origin = "" if given.options.base else " (bundled; --base takes another)"
     tell(Note(f"base: {base.folder.path.name}, {families.named(base.family).title}, {base.objective.name}, "
               f"{base.resolution_px} px{origin}"))  # fmt: skip

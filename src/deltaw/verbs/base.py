@@ -8,7 +8,7 @@ from pathlib import Path
 from deltaw import families, tensorfile
 from deltaw.errors import DeltawError, InputError
 from deltaw.events import Note, Table, Tell, Warn, silent
-from deltaw.families import base_folder, bases
+from deltaw.families import base_folder, bases, single
 
 PARTS_OF_A_BASE = ("model_index.json", "unet", "transformer", "vae")
 
@@ -27,19 +27,21 @@ class BaseReport:
 
 
 def is_base(path: Path) -> bool:
-    """A folder that looks like a diffusers base rather than like pictures."""
+    """A folder that looks like a diffusers base rather than like pictures, or a file that holds more than a LoRA."""
+    if path.is_file():
+        return single.is_base(path)
     return (path / "model_index.json").is_file() or sum((path / name).exists() for name in PARTS_OF_A_BASE) > 1
 
 
 def check(path: str | Path, *, tell: Tell = silent) -> BaseReport:
-    """Looks at a base's small files and headers; no weight is loaded.
+    """Looks at a base's small files and headers; no weight is loaded, but where a single file does not tell what it predicts.
 
     Args:
-        path: a diffusers folder.
+        path: a diffusers folder, or a single file, which is unpacked.
         tell: hears what was found.
     """
     try:
-        folder = base_folder.read(base_folder.find(str(path)))
+        folder = base_folder.read(bases.find(path, tell))
     except InputError as error:
         return _told(BaseReport((error,), ()), tell)
     except DeltawError as error:  # several problems at once

@@ -92,7 +92,7 @@ def compare(
         files: each a file, "FILE:STRENGTH" or (file, strength); one may stand several times.
         prompts: of the sheet; by default a few subjects with the first file's trigger words.
         reference: a folder of captioned pictures to judge by, best ones that nobody trained on.
-        base: a diffusers folder or hub id; the bundled base by default.
+        base: a diffusers folder, single file or hub id; the bundled base by default.
         out: the result folder, new or empty; `compare` by default.
         seed: of the first column; the next ones follow.
         seeds: pictures a prompt.
@@ -106,7 +106,7 @@ def compare(
         InputError: a file, the base or the reference cannot be used.
     """
     target = _prepared(files, Path(out) if out else Path("compare"))
-    opened = bases.open_base(base or zoo.bundled_base())
+    opened = bases.open_base(base or zoo.bundled_base(), tell)
     entries = contest.load(files, opened, strict, tell)
     words = list(dict.fromkeys(word for e in entries for delta, _ in e.deltas for word in delta.trigger))
     on, _ = devices.choose(device)

@@ -37,7 +37,7 @@ def generate(
     Args:
         prompts: one or several; not needed with `like`.
         loras: files, each with a strength (1 by default; 0 and negative work).
-        base: a diffusers folder or hub id; the bundled base by default.
+        base: a diffusers folder, single file or hub id; the bundled base by default.
         negative: what to steer away from.
         seed: of the first picture; the next ones add 1 each.
         steps, guidance, size: as the base recommends by default; size is "SIDE" or "WIDTHxHEIGHT".
@@ -55,7 +55,7 @@ def generate(
     """
     past = read_recipe(like) if like else {}
     paths = [_lora_path(entry) for entry in loras]
-    opened = bases.open_base(base or zoo.bundled_base())
+    opened = bases.open_base(base or zoo.bundled_base(), tell)
     uses, deltas_of = _loaded(paths, past, like, opened, strict, tell)
     wanted = [prompts] if isinstance(prompts, str) else list(prompts or ([past["prompt"]] if past else []))
     if not wanted and not (grid or "").startswith("prompt="):

@@ -18,6 +18,7 @@ import numpy as np
 from deltaw import formats
 from deltaw.algebra import spectra as spectral
 from deltaw.events import Phase, Table, Tell, Tick, Warn, silent
+from deltaw.families.checkpoint import open_checkpoint
 from deltaw.formats import loading, readers
 from deltaw.formats.match import Match
 from deltaw.formats.reading import Entry, Reading
@@ -108,7 +109,7 @@ def inspect(
     Raises:
         InputError: it is no LoRA, or for no base that is known.
     """
-    shapes = None if base is None else formats.shapes_of(base)
+    shapes = None if base is None else open_checkpoint(base).shapes
     source, reading = formats.understand(file, shapes=shapes)
     broken, zero, alphas = _scan(source, reading)
     layers = [_layer(entry, source, alphas) for entry in reading.entries]

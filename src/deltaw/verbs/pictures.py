@@ -74,7 +74,7 @@ def check(
     Raises:
         InputError: the folder has no usable picture, or the base cannot be used.
     """
-    opened = bases.open_base(base or zoo.bundled_base())
+    opened = bases.open_base(base or zoo.bundled_base(), tell)
     side, step = resolution or opened.resolution_px, opened.bucket_step_px
     dataset = folder.scan(path, caption_encoding=caption_encoding, tell=tell)
     sizes = tuple(buckets.bucket(p.size_px, side, step) for p in dataset.pictures)
