@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import torch
 import deltaw
 from deltaw import tensorfile
 from deltaw.errors import Interrupted
-from deltaw.events import Event, Note, Step
+from deltaw.events import Event, Note, Step, Warn
 from deltaw.judge.questions import LEAST_TIMES, Answers
 from deltaw.training import asking, state
 from deltaw.training.judging import Judge
 from deltaw.training.stepping import Work
+from deltaw.zoo import bundled_base
+from tests.spoilt import change
 
 SETTINGS = ("sample_steps=1", "snapshots=5", 'prompts=["a house, blocky style"]', "dtype=float32")
 OVERFIT = (0.90, 0.95, 0.97, 0.99, 1.0)
@@ -209,3 +212,22 @@ def test_the_last_training_takes_all_pictures_where_that_is_asked_for(
     before = report.file.read_bytes()
     again = deltaw.train(tmp_path / "blocks", out=tmp_path / "out", resume=True)
     assert again.file.read_bytes() == before
+
+
+def test_a_base_that_says_another_prediction_than_it_makes_is_told(
+    pictures: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = pictures(4)
+
+    def warnings(base: Path, name: str) -> list[str]:
+        heard: list[Event] = []
+        quick = ("targets=attn1\\.to_q$", "held_out=0", "snapshots=1", "dtype=bfloat16")
+        train(folder, base, tmp_path / name, heard, *quick, steps=1, batch=1)
+        return [e.text for e in heard if isinstance(e, Warn) and "predicts" in e.text]
+
+    assert warnings(bundled_base(), "true") == []
+    false = Path(shutil.copytree(bundled_base(), tmp_path / "false-base"))
+    change(false / "scheduler" / "scheduler_config.json", prediction_type="epsilon")
+    (said,) = warnings(false, "false")
+    assert said.startswith("the base says that it predicts noise and answers as one that predicts v")
+    assert str(false / "scheduler" / "scheduler_config.json") in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from deltaw import device as devices
 from deltaw.families.base import Base
@@ -14,14 +15,11 @@ N_LATENTS = 32
 NOISE, V = (0.8, 1.1), (0.15, 0.6)
 """Shares of the noise that are taken for one and the other; a network that learnt nothing has none."""
 WORDS = {"epsilon": "noise", "v_prediction": "v"}
+"""A base's objective in a person's words."""
 
 
-@torch.no_grad()
 def tried(base: Base, device: torch.device) -> str | None:
     """Loads the network and asks it once; None where its answer tells neither.
-
-    Latents of zeros, a flat grey, with noise e are x = s·e. Of those the noise is e, and v = a·e - s·0 = a·e (Salimans and Ho
-    2022, arXiv 2202.00512, appendix D). So the answer's projection on e is 1 or a, as far as the network sees through the noise.
 
     Args:
         base: of Stable Diffusion 1.x, 2.x or XL.
@@ -29,19 +27,47 @@ def tried(base: Base, device: torch.device) -> str | None:
     """
     dtype, _ = devices.compute_dtype(device)
     network = base.denoiser(device, dtype)
-    answer = share(base, network, device, dtype)
+    found = kind(share(base, network, device, dtype, (1, int(base.config["in_channels"]), N_LATENTS, N_LATENTS)))
     del network
     devices.give_back()
+    return found
+
+
+def doubt(base: Base, network: nn.Module, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    """Why a base's folder is not to be believed in what it predicts, else "".
+
+    Args:
+        base: it.
+        network: its own, without adapters.
+        device, dtype: where and in what that computes.
+        shape: of the latents (n, c, h, w) to ask with; where it is a training step's, nothing has to be compiled for it.
+    """
+    said = base.objective.name
+    if said not in WORDS:
+        return ""
+    found = kind(share(base, network, device, dtype, shape))
+    if found in (None, said):
+        return ""
+    return (f"the base says that it predicts {WORDS[said]} and answers as one that predicts {WORDS[found]}: what is trained would be "
+            f"of no use; correct prediction_type in {base.folder.path / 'scheduler' / 'scheduler_config.json'}")  # fmt: skip
+
+
+def kind(share: float) -> str | None:
+    """What is predicted where the noise has this share in the answer; None where it is neither."""
     kinds = (("epsilon", NOISE), ("v_prediction", V))
-    return next((kind for kind, (least, most) in kinds if least < answer < most), None)
+    return next((name for name, (least, most) in kinds if least < share < most), None)
 
 
 @torch.no_grad()
-def share(base: Base, network: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> float:
-    """⟨answer, e⟩ / ⟨e, e⟩ of a network for x = s·e and a text of zeros."""
+def share(base: Base, network: nn.Module, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> float:
+    """⟨answer, e⟩ / ⟨e, e⟩ of a network for x = s·e and a text of zeros.
+
+    Latents of zeros, a flat grey, with noise e are x = s·e. Of those the noise is e, and v = a·e - s·0 = a·e (Salimans and Ho
+    2022, arXiv 2202.00512, appendix D). So the share is 1 or a, as far as the network sees through the noise.
+    """
     time = int((base.schedule.a - SIGNAL).abs().argmin())
-    shape = (1, int(base.config["in_channels"]), N_LATENTS, N_LATENTS)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-    x, text = base.schedule.s[time] * noise, torch.zeros(1, *base.text_shape, device=device)
-    answer = base.denoise(network, x.to(dtype), torch.tensor([time], device=device), text.to(dtype)).float()
+    x, text = base.schedule.s[time] * noise, torch.zeros(len(noise), *base.text_shape, device=device)
+    times = torch.full((len(noise),), time, device=device)
+    answer = base.denoise(network, x.to(dtype), times, text.to(dtype)).float()
     return float((answer * noise).sum() / noise.square().sum())

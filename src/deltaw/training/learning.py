@@ -11,8 +11,8 @@ from deltaw import device as devices
 from deltaw import formats, inject
 from deltaw.data.feed import Feed
 from deltaw.errors import Interrupted
-from deltaw.events import Note, Phase, Tick
-from deltaw.families import readers
+from deltaw.events import Note, Phase, Tick, Warn
+from deltaw.families import predicts, readers
 from deltaw.families.base import check_point
 from deltaw.judge.choice import Candidate, Choice
 from deltaw.training import asking, averaging, diagnose, keeping, loop, optim, plan, verify
@@ -131,6 +131,9 @@ def _load(session: Session, data: Feed) -> tuple[Work, Run]:
     network = session.outlook.take_network()
     if network is None:
         network = session.base.denoiser(session.device, session.dtype, packed=settings.base_int8)
+    shape = (settings.batch, *data.latents[session.plan.training[0]].shape)
+    if doubt := predicts.doubt(session.base, network, session.device, session.dtype, shape):
+        session.tell(Warn(doubt))
     if settings.checkpointing:
         check_point(network)
     wrapped = inject.wrap(network, settings.targets, settings.rank, settings.alpha, seeded(settings.seed, "init", 0))
