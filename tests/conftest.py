@@ -34,6 +34,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("DELTAW_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture
+def interpreter() -> None:
+    """Triton's, for machines without a GPU; the test is skipped where it is not there, or older than numpy."""
+    triton = pytest.importorskip("triton", reason="torch brings Triton where there are NVIDIA GPUs")
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter is for machines without a GPU")
+    if _version(triton) < (3, 7) and _version(np) >= (2, 4):  # seen with Triton 3.6.0 and numpy 2.4.6
+        pytest.skip("this Triton's interpreter asks numpy for numbers that numpy gives no more")
+
+
+def _version(library: Any) -> tuple[int, ...]:
+    return tuple(map(int, library.__version__.split(".")[:2]))
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stable Diffusion of SD 1's layout with random weights: 64 px, some 100 kB, epsilon prediction."""

@@ -12,14 +12,6 @@ from deltaw import inject, int8, joined
 from deltaw.flat import Flat
 
 
-@pytest.fixture
-def triton() -> None:
-    """Skips where there is none, and where the kernels would be compiled for a GPU."""
-    pytest.importorskip("triton", reason="torch brings Triton where there are NVIDIA GPUs")
-    if torch.cuda.is_available():
-        pytest.skip("the interpreter is for machines without a GPU")
-
-
 def attention(n_in: int, n_out: int, *, bias: bool) -> nn.ModuleDict:
     torch.manual_seed(0)
     layers = {name: nn.Linear(n_in, n_out, bias=bias) for name in ("to_q", "to_k", "to_v")}
@@ -89,7 +81,7 @@ def test_a_cpu_needs_no_kernels() -> None:
     assert "NVIDIA" in joined.broken(torch.device("cpu"))
 
 
-@pytest.mark.usefixtures("triton")
+@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("rank", [3, 16])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("members", [("to_q",), ("to_q", "to_k"), ("to_q", "to_k", "to_v")])
@@ -111,7 +103,7 @@ def test_outputs_and_gradients_are_those_of_each_layer_alone(members: tuple[str,
         assert torch.allclose(flat.split(flat.grads)[name], grad, atol=1e-2, rtol=1e-3), name
 
 
-@pytest.mark.usefixtures("triton")
+@pytest.mark.usefixtures("interpreter")
 def test_the_first_layers_train_though_their_x_does_not() -> None:
     model = attention(16, 16, bias=False)
     wrapped = adapted(model, 2)
@@ -124,7 +116,7 @@ def test_the_first_layers_train_though_their_x_does_not() -> None:
     assert grads["to_q.down"].any()
 
 
-@pytest.mark.usefixtures("triton")
+@pytest.mark.usefixtures("interpreter")
 def test_packed_layers_are_joined_packed() -> None:
     model = attention(256, 256, bias=False)
     int8.pack_all(model)

@@ -3,15 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
-
-
-@pytest.fixture
-def interpreter() -> None:
-    """Triton's, for machines without a GPU; the test is skipped where it is not there."""
-    pytest.importorskip("triton", reason="torch brings Triton where there are NVIDIA GPUs")
-    if torch.cuda.is_available():
-        pytest.skip("the interpreter is for machines without a GPU")
 
 
 @pytest.fixture(params=[False, True], ids=["torch", "kernels"])
