@@ -98,7 +98,7 @@ def test_check_of_nothing_says_what_it_takes(tmp_path: Path) -> None:
     done = run("check", tmp_path / "gone.safetensors")
     assert done.returncode == 3
     assert "there is nothing of this name" in done.stderr
-    assert "a LoRA file, a folder of pictures, or a base's folder" in done.stderr
+    assert "a LoRA file, a folder of pictures, or a base" in done.stderr
 
 
 def test_check_judges_a_folder(

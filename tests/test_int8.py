@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from deltaw import formats, inject, int8
+from deltaw.data import feed, folder
+from deltaw.data.cache import Cache
 from deltaw.delta import Delta
+from deltaw.events import Event, Phase
 from deltaw.families import bases, blueprint
 from deltaw.training import run
 from deltaw.training.exactly import exactly
@@ -106,6 +110,45 @@ def test_a_network_is_read_packed_as_it_is_packed_afterwards(tiny_flux: Path) ->
 
 
 @pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("kind", ["tiny_flux", "tiny_sd3"])
+def test_t5_is_read_packed_and_its_texts_are_nearly_the_same(kind: str, request: pytest.FixtureRequest) -> None:
+    base: Any = bases.open_base(request.getfixturevalue(kind))
+    read, plain = (base.t5(CPU, torch.float32, packed=packed) for packed in (True, False))
+    exact = plain(torch.tensor([[3, 1]]))[0]
+    assert read.encoder.embed_tokens.weight is read.shared.weight
+    int8.pack_all(plain)
+    ours, theirs = read.state_dict(), plain.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert sum(t.dtype is torch.int8 for t in ours.values()) >= 4
+    assert all(torch.equal(t, theirs[n]) for n, t in ours.items())
+    assert float((read(torch.tensor([[3, 1]]))[0] - exact).norm() / exact.norm()) < 0.02
+    foretold = blueprint.of(base.folder.configs).text_encoders(packed=True)[-1].state_dict()
+    assert {n: (t.shape, t.dtype is torch.int8) for n, t in foretold.items()} == {
+        n: (t.shape, t.dtype is torch.int8) for n, t in ours.items()
+    }
+    pipe = base.pipeline(CPU, torch.float32, packed=True, networkless=True)
+    drawn = getattr(pipe, base.packed_text_part).state_dict()
+    assert all(torch.equal(t, ours[n]) for n, t in drawn.items())
+    texts = [base.text_encoder(CPU, packed=packed)(["a cat"]) for packed in (True, False)]
+    assert 0 < float((texts[0] - texts[1]).norm() / texts[1].norm()) < 0.02
+
+
+def test_texts_of_8_bits_are_cached_apart(tiny_flux: Path, pictures: Callable[..., Path], tmp_path: Path) -> None:
+    base = bases.open_base(tiny_flux)
+    found, cache = folder.scan(pictures(2)).pictures, Cache(tmp_path / "cache")
+
+    def encoded(packed: bool) -> list[str]:
+        heard: list[Event] = []
+        feed.fill(base, found, [(64, 64)] * 2, ["a", "b"], CPU, cache, heard.append, packed=packed)
+        return [e.name for e in heard if isinstance(e, Phase)]
+
+    assert "encode captions" in encoded(False)
+    assert encoded(False) == []
+    assert encoded(True) == ["encode captions"]
+    assert encoded(True) == []
+
+
+@pytest.mark.usefixtures("large")
 def test_it_computes_exactly_in_float32_and_is_left_as_it_was(tiny_base: Path) -> None:
     base = bases.open_base(tiny_base)
     network = base.denoiser(CPU, torch.bfloat16, packed=True)
@@ -121,7 +164,7 @@ def test_it_computes_exactly_in_float32_and_is_left_as_it_was(tiny_base: Path) -
 
 
 @pytest.mark.usefixtures("large")
-@pytest.mark.parametrize("kind", ["tiny_base", "tiny_xl", "tiny_flux"])
+@pytest.mark.parametrize("kind", ["tiny_base", "tiny_xl", "tiny_flux", "tiny_sd3"])
 def test_a_run_on_a_packed_base_goes_through_and_says_so(
     kind: str, request: pytest.FixtureRequest, pictures: Callable[..., Path], tmp_path: Path
 ) -> None:

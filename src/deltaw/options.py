@@ -102,7 +102,7 @@ class TrainOptions(BaseModel):
         "Compute activations again in the backward pass: less memory, up to half more time. Default: where nothing else fits."
     )
     base_int8: bool | None = _option(
-        "Keep the frozen base's linear layers in 8 bits: half of bfloat16's memory, off by some 0.8 %, steps a little longer."
+        "Keep the frozen base's linear layers, T5's too, in 8 bits: half of bfloat16's memory, off by some 0.8 %, steps a little longer."
     )
     ignore_room: bool | None = _option("Start although memory or disk will not suffice, as far as can be foretold.")
     resume_anyway: bool | None = _option("With --resume: go on although settings or pictures changed; says which.")

@@ -24,7 +24,8 @@ def base(tiny_base: Path, tmp_path: Path) -> Path:
 
 def read(base: Path, dtype: torch.dtype = torch.bfloat16) -> torch.nn.Module | None:
     folder = base_folder.read(base)
-    return weights.load(UNet2DConditionModel, folder.configs["unet"], folder.weights("unet"), CPU, dtype)
+    config = dict(folder.configs["unet"])
+    return weights.load(lambda: UNet2DConditionModel.from_config(config), folder.weights("unet"), CPU, dtype)
 
 
 def rewrite(base: Path, change) -> None:

@@ -40,6 +40,7 @@ class Feed:
 def fill(
     base: Base, pictures: Sequence[Picture], sizes_px: Sequence[tuple[int, int]], captions: Sequence[str],
     device: torch.device, cache: Cache, tell: Tell, prompts: Sequence[str] = (), dtype: torch.dtype = torch.float32,
+    *, packed: bool = False,
 ) -> Feed:  # fmt: skip
     """Encodes what the cache lacks; each encoder is loaded only if needed and released at once.
 
@@ -53,11 +54,12 @@ def fill(
         tell: listener.
         prompts: texts that are wanted beside the captions.
         dtype: of the network that reads it; for bfloat16 the VAE computes in it too (`Base.image_encoder`).
+        packed: that network is kept in 8 bits, and a text encoder as large as it (`Base.packed_text_part`) too.
     """
     made_in = dtype if dtype is torch.bfloat16 else torch.float32
     latents = _latents(base, pictures, sizes_px, device, cache, tell, made_in)
     devices.give_back()  # the encoders' memory, which the next phase needs
-    texts = _texts(base, sorted({"", *captions, *prompts}), device, cache, tell)
+    texts = _texts(base, sorted({"", *captions, *prompts}), device, cache, tell, packed=packed)
     devices.give_back()
     return Feed(latents, texts, captions)
 
@@ -86,15 +88,15 @@ def _latents(
     return found
 
 
-def _texts(base: Base, texts: Sequence[str], device: torch.device, cache: Cache, tell: Tell) -> Texts:
+def _texts(base: Base, texts: Sequence[str], device: torch.device, cache: Cache, tell: Tell, *, packed: bool) -> Texts:
     digest, words = base.folder.text_digest(), base.folder.tokenizer_digest()
-    made_in = str(base.text_dtype).removeprefix("torch.")
+    made_in = str(base.text_dtype).removeprefix("torch.") + " and 8 bits" * bool(packed and base.packed_text_part)
     keys = [key("text", digest, words, made_in, text) for text in texts]
     found = Entries(cache, keys, "embedding", HELD_BYTES)
     missing = found.check()
     if missing:
         tell(Phase("encode captions", len(missing), "captions"))
-        encode = base.text_encoder(device)
+        encode = base.text_encoder(device, packed=packed)
         for start in range(0, len(missing), TEXT_BATCH):
             group = missing[start : start + TEXT_BATCH]
             for i, embedding in zip(group, encode([texts[i] for i in group]), strict=True):

@@ -47,6 +47,8 @@ class Base(ABC):
     """In which dialect a LoRA is written where nothing else is said, and why."""
     text_dtype: ClassVar[torch.dtype] = torch.float32
     """Of the text encoders, whatever the network's."""
+    packed_text_part: ClassVar[str] = ""
+    """The text encoder that is kept in 8 bits where the network is: one as large as that; others are left as they are."""
     objective: Objective
     schedule: Schedule
 
@@ -81,8 +83,11 @@ class Base(ABC):
         """A text to its number of tokens, special ones included, and the part that the encoder cuts off."""
 
     @abstractmethod
-    def text_encoder(self, device: torch.device) -> Callable[[Sequence[str]], Tensor]:
-        """Loads tokenizers and text encoders; returns n captions -> (n, *`text_shape`), float32 on the CPU."""
+    def text_encoder(self, device: torch.device, *, packed: bool = False) -> Callable[[Sequence[str]], Tensor]:
+        """Loads tokenizers and text encoders; returns n captions -> (n, *`text_shape`), float32 on the CPU.
+
+        `packed` keeps the `packed_text_part` in 8 bits.
+        """
 
     @abstractmethod
     def embed(self, pipe: Any, texts: Sequence[str]) -> Tensor:
@@ -159,7 +164,7 @@ class Base(ABC):
         """
         _quiet()
         files = self.folder.weights(self.component)
-        found = weights.load(self._kind(), self.config, files, device, dtype, packed=packed)
+        found = weights.load(lambda: self._kind().from_config(dict(self.config)), files, device, dtype, packed=packed)
         network: Any = found or self._load(self._kind(), self.component, device, dtype)
         if packed:
             int8.pack_all(network)
@@ -184,11 +189,17 @@ class Base(ABC):
         _quiet()
         kind, options = self._pipeline()
         options[self.component] = None if networkless else self.denoiser(device, dtype, packed=packed)
+        if packed and self.packed_text_part:
+            options[self.packed_text_part] = self._packed_text_encoder(device, dtype)
         pipe = kind.from_pretrained(
             self.folder.path, dtype=dtype, use_safetensors=True, local_files_only=True, **options
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(device)
+
+    def _packed_text_encoder(self, device: torch.device, dtype: torch.dtype) -> Any:
+        """The `packed_text_part`, for families that have one."""
+        raise NotImplementedError
 
     def _load(self, kind: Any, part: str, device: torch.device, dtype: torch.dtype) -> Any:
         _quiet()
@@ -234,7 +245,7 @@ def padded(tokenizer: Any, texts: Sequence[str], n_tok: int | None = None) -> Te
     ).input_ids
 
 
-def packed(tokens: Tensor, pooled: Tensor) -> Tensor:
+def as_rows(tokens: Tensor, pooled: Tensor) -> Tensor:
     """An encoded text as one tensor: tokens' vectors (n, n_tok, width), and a pooled one (n, n_pooled) as a row filled up with zeros."""
     row = functional.pad(pooled, (0, tokens.shape[-1] - pooled.shape[-1]))
     return torch.cat([tokens, row[:, None].to(tokens)], 1)

@@ -56,7 +56,7 @@ class Blueprint:
         """The VAE, frozen, in float32 as it is used."""
         return self._made(AutoencoderKL, "vae", torch.float32)
 
-    def text_encoders(self) -> nn.ModuleList:
+    def text_encoders(self, *, packed: bool = False) -> nn.ModuleList:  # noqa: ARG002  # CLIPs are left as they are
         """The text encoders, frozen, as they are used: CLIP's one, or SDXL's two."""
         kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
         with META:

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from deltaw import int8
 from deltaw.diffusion import objective, schedule
+from deltaw.families import weights
 from deltaw.families.base import Base
 from deltaw.families.base_folder import BaseFolder
 from deltaw.families.flow_check import PATCH
@@ -56,6 +58,25 @@ class Flow(Base):
         if times.device not in self._noise:  # sent once: a recorded step cannot send anything
             self._noise[times.device] = self.schedule.s.to(times.device)
         return self._noise[times.device][times]
+
+    def t5(self, device: torch.device, dtype: torch.dtype, *, packed: bool) -> Any:
+        """T5's encoder, in 8 bits where asked, which it is read in: in 16 it is larger than most networks."""
+        from transformers import T5Config, T5EncoderModel
+
+        part = self.packed_text_part
+        if not packed:
+            return self._load(T5EncoderModel, part, device, dtype)
+        config = dict(self.folder.configs[part])
+        read = weights.load(
+            lambda: T5EncoderModel(T5Config(**config)), self.folder.weights(part), device, dtype, packed=True
+        )
+        if read is None:
+            read = self._load(T5EncoderModel, part, torch.device("cpu"), dtype)
+            int8.pack_all(read)
+        return read.to(device)
+
+    def _packed_text_encoder(self, device: torch.device, dtype: torch.dtype) -> Any:
+        return self.t5(device, dtype, packed=True)
 
     def t5_tokenizer(self, part: str) -> Any:
         """The T5 tokenizer in a folder of the base."""

@@ -10,6 +10,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
+from deltaw import int8
 from deltaw.families import flux, sd_3
 from deltaw.families.blueprint import META, Blueprint, frozen
 from deltaw.families.flow import TEXT_DTYPE
@@ -20,12 +21,12 @@ class FluxBlueprint(Blueprint):
 
     text_dtype: ClassVar[torch.dtype] = TEXT_DTYPE
 
-    def text_encoders(self) -> nn.ModuleList:
+    def text_encoders(self, *, packed: bool = False) -> nn.ModuleList:
         """CLIP's and T5's encoder, frozen, as they are used."""
         with META:
             clip = CLIPTextModel(CLIPTextConfig(**self.configs["text_encoder"]))
             t5 = T5EncoderModel(T5Config(**self.configs["text_encoder_2"]))
-        return nn.ModuleList([frozen(model, self.text_dtype) for model in (clip, t5)])
+        return nn.ModuleList([frozen(clip, self.text_dtype), _t5(t5, self.text_dtype, packed=packed)])
 
     def encode(self, encoders: nn.ModuleList, n: int) -> list[Any]:
         """What `text_encoders` make of n texts."""
@@ -48,7 +49,7 @@ class StableDiffusion3Blueprint(Blueprint):
 
     text_dtype: ClassVar[torch.dtype] = TEXT_DTYPE
 
-    def text_encoders(self) -> nn.ModuleList:
+    def text_encoders(self, *, packed: bool = False) -> nn.ModuleList:
         """The CLIPs' and T5's encoder, frozen, as they are used."""
         with META:
             clips = [
@@ -56,7 +57,8 @@ class StableDiffusion3Blueprint(Blueprint):
                 for p in ("text_encoder", "text_encoder_2")
             ]
             t5 = T5EncoderModel(T5Config(**self.configs["text_encoder_3"]))
-        return nn.ModuleList([frozen(model, self.text_dtype) for model in (*clips, t5)])
+        seen = [frozen(model, self.text_dtype) for model in clips]
+        return nn.ModuleList([*seen, _t5(t5, self.text_dtype, packed=packed)])
 
     def encode(self, encoders: nn.ModuleList, n: int) -> list[Any]:
         """What `text_encoders` make of n texts; of the CLIPs every layer's result is kept, since the last but one is read."""
@@ -73,6 +75,14 @@ class StableDiffusion3Blueprint(Blueprint):
 
     def _network(self, dtype: torch.dtype) -> Any:
         return self._made(SD3Transformer2DModel, "transformer", dtype)
+
+
+def _t5(encoder: nn.Module, dtype: torch.dtype, *, packed: bool) -> nn.Module:
+    """The encoder, frozen, as `Flow.t5` loads it."""
+    found = frozen(encoder, dtype)
+    if packed:
+        int8.pack_all(found)
+    return found
 
 
 def _tokens(n: int, n_tok: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltaw.families.base import counter, packed, padded
+from deltaw.families.base import as_rows, counter, padded
 from deltaw.families.base_folder import BaseFolder
 from deltaw.families.flow import Flow
 from deltaw.families.flow_check import PATCH
@@ -34,6 +34,7 @@ class Flux(Flow):
 
     guidance: ClassVar[float] = 3.5
     drawn_in_steps: int = 28
+    packed_text_part: ClassVar[str] = "text_encoder_2"
     guided_twice: ClassVar[bool] = False
     targets: ClassVar[str] = r"attn\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)$"
 
@@ -56,18 +57,18 @@ class Flux(Flow):
         """A text to its number of T5's tokens, the special one included, and the part that T5 does not read."""
         return counter(self.t5_tokenizer("tokenizer_2"), N_TOK)
 
-    def text_encoder(self, device: torch.device) -> Callable[[Sequence[str]], Tensor]:
+    def text_encoder(self, device: torch.device, *, packed: bool = False) -> Callable[[Sequence[str]], Tensor]:
         """Loads both tokenizers and text encoders; returns n captions -> (n, *`text_shape`), float32 on the CPU."""
-        from transformers import CLIPTextModel, T5EncoderModel
+        from transformers import CLIPTextModel
 
         words, pieces = self.tokenizer(), self.t5_tokenizer("tokenizer_2")
         clip = self._load(CLIPTextModel, "text_encoder", device, self.text_dtype)
-        t5 = self._load(T5EncoderModel, "text_encoder_2", device, self.text_dtype)
+        t5 = self.t5(device, self.text_dtype, packed=packed)
 
         @torch.no_grad()
         def encode(captions: Sequence[str]) -> Tensor:
             tokens = t5(padded(pieces, captions, N_TOK).to(device))[0]
-            return packed(tokens, clip(padded(words, captions).to(device)).pooler_output).float().cpu()
+            return as_rows(tokens, clip(padded(words, captions).to(device)).pooler_output).float().cpu()
 
         return encode
 
@@ -80,7 +81,7 @@ class Flux(Flow):
     def embed(self, pipe: Any, texts: Sequence[str]) -> Tensor:
         """n texts as the text encoders of an opened pipeline read them: (n, *`text_shape`)."""
         tokens, pooled, _ = pipe.encode_prompt(list(texts), device=pipe.device)
-        return packed(tokens, pooled)
+        return as_rows(tokens, pooled)
 
     def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor | None]:  # noqa: ARG002
         """What the pipeline can be called with instead of prompts."""

@@ -50,7 +50,7 @@ class StableDiffusion(Base):
         tokenizer = self.tokenizer()
         return counter(tokenizer, tokenizer.model_max_length)
 
-    def text_encoder(self, device: torch.device) -> Callable[[Sequence[str]], Tensor]:
+    def text_encoder(self, device: torch.device, *, packed: bool = False) -> Callable[[Sequence[str]], Tensor]:  # noqa: ARG002
         """Loads tokenizer and text encoder; returns n captions -> (n, n_tok, width), float32 on the CPU."""
         from transformers import CLIPTextModel
 

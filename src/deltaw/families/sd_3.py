@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deltaw.families.base import TOLD_FOUR, counter, packed, padded
+from deltaw.families.base import TOLD_FOUR, as_rows, counter, padded
 from deltaw.families.flow import Flow
 
 N_T5_TOK = 256
@@ -28,6 +28,7 @@ class StableDiffusion3(Flow):
 
     guidance: ClassVar[float] = 7.0
     drawn_in_steps: int = 28
+    packed_text_part: ClassVar[str] = "text_encoder_3"
     targets: ClassVar[str] = r"attn2?\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)$"
 
     @property
@@ -45,9 +46,9 @@ class StableDiffusion3(Flow):
         """A text to its number of T5's tokens, the special one included, and the part that no encoder reads."""
         return counter(self.t5_tokenizer("tokenizer_3"), N_T5_TOK)
 
-    def text_encoder(self, device: torch.device) -> Callable[[Sequence[str]], Tensor]:
+    def text_encoder(self, device: torch.device, *, packed: bool = False) -> Callable[[Sequence[str]], Tensor]:
         """Loads the tokenizers and text encoders; returns n captions -> (n, *`text_shape`), float32 on the CPU."""
-        from transformers import CLIPTextModelWithProjection, T5EncoderModel
+        from transformers import CLIPTextModelWithProjection
 
         tokenizers = self.tokenizer(), self.tokenizer("tokenizer_2")
         clips = [
@@ -55,7 +56,7 @@ class StableDiffusion3(Flow):
             for part in ("text_encoder", "text_encoder_2")
         ]
         pieces = self.t5_tokenizer("tokenizer_3")
-        t5 = self._load(T5EncoderModel, "text_encoder_3", device, self.text_dtype)
+        t5 = self.t5(device, self.text_dtype, packed=packed)
 
         @torch.no_grad()
         def encode(captions: Sequence[str]) -> Tensor:
@@ -66,7 +67,7 @@ class StableDiffusion3(Flow):
             theirs = torch.cat([s.hidden_states[-2] for s in seen], -1)
             tokens = t5(padded(pieces, captions, N_T5_TOK).to(device))[0]
             rows = torch.cat([functional.pad(theirs, (0, tokens.shape[-1] - theirs.shape[-1])), tokens], 1)
-            return packed(rows, torch.cat([s.text_embeds for s in seen], -1)).float().cpu()
+            return as_rows(rows, torch.cat([s.text_embeds for s in seen], -1)).float().cpu()
 
         return encode
 
@@ -80,7 +81,7 @@ class StableDiffusion3(Flow):
         tokens, _, pooled, _ = pipe.encode_prompt(
             list(texts), None, None, device=pipe.device, do_classifier_free_guidance=False
         )
-        return packed(tokens, pooled)
+        return as_rows(tokens, pooled)
 
     def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor | None]:
         """What the pipeline can be called with instead of prompts."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltaw.families.base import TOLD_FOUR, packed, padded
+from deltaw.families.base import TOLD_FOUR, as_rows, padded
 from deltaw.families.sd import StableDiffusion
 
 N_SIZES = 6
@@ -33,7 +33,7 @@ class StableDiffusionXL(StableDiffusion):
         n_tok, _ = super().text_shape
         return n_tok + 1, int(self.config["cross_attention_dim"])
 
-    def text_encoder(self, device: torch.device) -> Callable[[Sequence[str]], Tensor]:
+    def text_encoder(self, device: torch.device, *, packed: bool = False) -> Callable[[Sequence[str]], Tensor]:  # noqa: ARG002
         """Loads both tokenizers and text encoders; returns n captions -> (n, *`text_shape`), float32 on the CPU."""
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -47,7 +47,7 @@ class StableDiffusionXL(StableDiffusion):
                 model(padded(tokenizer, captions).to(device), output_hidden_states=True)
                 for tokenizer, model in zip(tokenizers, (first, second), strict=True)
             )
-            return packed(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds).cpu()
+            return as_rows(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds).cpu()
 
         return encode
 
@@ -70,7 +70,7 @@ class StableDiffusionXL(StableDiffusion):
     def embed(self, pipe: Any, texts: Sequence[str]) -> Tensor:
         """n texts as the text encoders of an opened pipeline read them: (n, *`text_shape`)."""
         tokens, _, pooled, _ = pipe.encode_prompt(list(texts), device=pipe.device, do_classifier_free_guidance=False)
-        return packed(tokens, pooled)
+        return as_rows(tokens, pooled)
 
     def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor | None]:
         """What the pipeline can be called with instead of prompts."""

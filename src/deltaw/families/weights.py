@@ -1,37 +1,39 @@
-"""A diffusers network from its files, one tensor at a time: the file is never in memory beside the network."""
+"""A network from its files, one tensor at a time: the file is never in memory beside the network."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from deltaw import int8, tensorfile
 
 
 def load(
-    kind: Any, config: Mapping[str, Any], files: Sequence[Path], device: torch.device, dtype: torch.dtype, *, packed: bool = False,
+    empty: Callable[[], nn.Module], files: Sequence[Path], device: torch.device, dtype: torch.dtype, *, packed: bool = False,
 ) -> nn.Module | None:  # fmt: skip
-    """The frozen network in evaluation mode, or None where its files do not hold exactly what `kind` is made of.
+    """The frozen network in evaluation mode, or None where its files do not hold exactly what it is made of.
 
     diffusers maps the whole file and converts from there, so that a network in bfloat16 from a float16 file needs twice
     its size for a moment; for Stable Diffusion 1.5 that moment decided a run's peak. Files with older names, or
     with something missing, are for diffusers' own loader, which knows the names and says what is missing.
 
     Args:
-        kind: a diffusers model class.
-        config: of the network.
+        empty: makes the network on the meta device.
         files: its safetensors files.
         device: where the network goes.
         dtype: of its weights, which are converted as they are read.
         packed: large linear layers are kept in 8 bits (`int8`), never all of them in more.
     """
     with torch.device("meta"):
-        network: nn.Module = kind.from_config(dict(config))
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        network = empty()
+    wanted = {
+        name: tuple(tensor.shape) for name, tensor in network.named_parameters()
+    }  # one that is shared counts once
     there = {name: info.shape for file in files for name, info in tensorfile.read_header(file).tensors.items()}
     if there != wanted or next(network.buffers(), None) is not None:
         return None
@@ -39,6 +41,8 @@ def load(
         with tensorfile.lazy(file) as tensors:
             for name in tensors.header.tensors:
                 _put(network, name, tensors.get_tensor(name).to(device), dtype, packed=packed)
+    if isinstance(network, PreTrainedModel):
+        network.tie_weights()  # a table of words that two modules share is in the files once
     return network.eval()
 
 

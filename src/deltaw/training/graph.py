@@ -147,10 +147,10 @@ def measure(blueprint: Blueprint, job: Job) -> Graph:
     wrapped = inject.wrap(network, job.targets, job.rank, float(job.rank), torch.Generator().manual_seed(0))
     trained = list(wrapped.parameters().values())
     adapter = sum(p.nbytes for p in trained)
-    vae, texts = blueprint.autoencoder(), blueprint.text_encoders()
+    vae, texts = blueprint.autoencoder(), blueprint.text_encoders(packed=job.base_int8)
     return Graph(
         network_bytes=_nbytes(network) - adapter, vae_bytes=_nbytes(vae), text_bytes=_nbytes(texts),
-        drawing_text_bytes=sum(t.numel() for t in _tensors(texts)) * job.dtype.itemsize, adapter_bytes=adapter,
+        drawing_text_bytes=sum(_drawing_bytes(t, job.dtype) for t in _tensors(texts)), adapter_bytes=adapter,
         largest_layer_bytes=max(layers), step=_step(network, trained, blueprint.questions(job.batch, job.largest_px, job.dtype)),
         ask=ask, draw=draw,
         encode=_without_gradient(vae, lambda: vae.encode(blueprint.pixels(1, job.largest_px))),
@@ -173,6 +173,11 @@ def _without_gradient(model: nn.Module, work: Callable[[], object]) -> Traced:
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
+
+
+def _drawing_bytes(weight: torch.Tensor, dtype: torch.dtype) -> int:
+    """Of a text encoder's weight where it draws; what is kept in 8 bits stays so."""
+    return weight.numel() * (dtype.itemsize if weight.is_floating_point() else weight.itemsize)
 
 
 def _nbytes(model: nn.Module) -> int:

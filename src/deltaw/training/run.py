@@ -155,7 +155,7 @@ def _run(
     with session.clock.phase("encode"):
         data = feed.fill(session.base, session.dataset.pictures, session.plan.sizes_px, session.plan.captions,
                          session.device, Cache(default_root()), session.tell, asking.plain_prompts(session.plan),
-                         session.dtype)  # fmt: skip
+                         session.dtype, packed=session.plan.settings.base_int8)  # fmt: skip
     with session.clock.phase("try"):
         session.outlook.try_sample(session.base, session.plan, session.device, session.tell)
     judge = Judge(session, data, {} if saved is None or other else saved.history)  # another run's questions were others
