@@ -73,8 +73,8 @@ def _spoil_base(path: Path, to: Path, change: Callable[[dict[str, torch.Tensor]]
 def _spoil_feed(monkeypatch: pytest.MonkeyPatch, change: Callable[[feed.Feed], None]) -> None:
     original = feed.fill
 
-    def spoilt(*words: object) -> feed.Feed:
-        data = original(*words)  # type: ignore[arg-type]
+    def spoilt(*words: object, **more: object) -> feed.Feed:
+        data = original(*words, **more)  # type: ignore[arg-type]
         change(data)
         return data
 
