@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,3 +28,11 @@ def test_a_page_holds_small_pictures_whole_and_large_ones_smaller(
     assert sheet.is_large(picture) == (kind == "webp")
     assert picture.size == size, "the sheet itself is left alone"
     assert len(content) < 8_000_000
+
+
+def test_a_sheet_is_written_whole(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    n_bytes = sheet.write(Image.fromarray(noise), tmp_path / "new" / "sheet.png")
+    assert n_bytes == (tmp_path / "new" / "sheet.png").stat().st_size
+    with Image.open(tmp_path / "new" / "sheet.png") as read:
+        assert np.array_equal(np.asarray(read), noise)

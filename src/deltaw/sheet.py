@@ -6,8 +6,11 @@ import base64
 import io
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from deltaw.atomic import replacing
 
 GAP_PX = 6
 INK, PAPER, QUIET = (28, 28, 30), (250, 250, 248), (110, 110, 115)
@@ -17,6 +20,8 @@ LARGE_PX = 1 << 22
 """Of a picture: beyond so many a page, which is to be sent, holds a smaller copy."""
 SHOWN_PX = 4096
 """The longer side of that copy."""
+COMPRESSION = 2
+"""zlib's level for a sheet's PNG: of one of 20 million pixels it takes 1.6 instead of the usual level's 6.8 s, for 15 % more bytes."""
 
 
 def grid(
@@ -54,6 +59,17 @@ def grid(
             shown = picture if picture.size == (width, height) else _fitted(picture, width, height)
             sheet.paste(shown, (left + column * (width + GAP_PX), top))
     return sheet
+
+
+def write(picture: Image.Image, path: Path) -> int:
+    """Writes a sheet as PNG, whole or not at all; returns its size in bytes.
+
+    Raises:
+        DeltawError: the folder cannot be written or the disk is full.
+    """
+    with replacing(path) as temporary:
+        picture.save(temporary, "PNG", compress_level=COMPRESSION)
+    return path.stat().st_size
 
 
 def is_large(picture: Image.Image) -> bool:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deltaw import formats, sheet, tensorfile
+from deltaw import formats, sheet
 from deltaw.data.feed import Feed
 from deltaw.events import Phase, Saved, Tick
 from deltaw.judge.columns import Column
@@ -76,9 +76,7 @@ def draw(session: Session, data: Feed, result: str) -> Drawn:
     word = "recommended" if settings.pick == "best" else "the file"
     labels = [f"{row.name}\n{word}" if row.name == result else row.name for row in rows]
     picture = sheet.grid([row.pictures for row in rows], labels, [c.label for c in columns])
-    with tensorfile.replacing(folder.sheet) as temporary:
-        picture.save(temporary, "PNG")
-    session.tell(Saved(str(folder.sheet), folder.sheet.stat().st_size, "contact sheet"))
+    session.tell(Saved(str(folder.sheet), sheet.write(picture, folder.sheet), "contact sheet"))
     return Drawn(picture, folder.sheet, _copies(session, data, painter, columns, rows, result))
 
 

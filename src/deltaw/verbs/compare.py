@@ -238,8 +238,7 @@ def _write(
     labels = [f"{e.name}\nrecommended" if e.name == made.best else e.name for e in everyone]
     picture = sheet.grid(pictures, labels, [c.label for c in asked])
     table = [_row(contender) for contender in made.contenders]
-    with tensorfile.replacing(made.folder / "sheet.png") as temporary:
-        picture.save(temporary, "PNG")
+    sheet.write(picture, made.folder / "sheet.png")
     found = {**asdict(made), "folder": made.folder.name, "columns": [asdict(c) for c in asked]}
     plain = json.loads(json.dumps(found), parse_constant=lambda _: None)  # JSON has no NaN: one picture has no interval
     tensorfile.write_text(made.folder / "compare.json", json.dumps(plain, indent=1, ensure_ascii=False))
