@@ -23,6 +23,21 @@ CPU = torch.device("cpu")
 PROMPTS = ["a red apple", "", "a house by a lake, " * 40]
 
 
+@pytest.fixture(scope="module")
+def no_t5(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same base as it is shared without T5, which is larger than all the rest."""
+    folder = Path(shutil.copytree(tiny_sd3, tmp_path_factory.mktemp("no-t5") / "base"))
+    shutil.rmtree(folder / "text_encoder_3")
+    shutil.rmtree(folder / "tokenizer_3")
+    change(folder / "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
+    return folder
+
+
+@pytest.fixture(params=["tiny_sd3", "no_t5"])
+def either(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
 def test_it_is_known(tiny_sd3: Path) -> None:
     base = bases.open_base(tiny_sd3)
     assert (base.family, base.component, base.objective.name) == ("sd3", "transformer", "flow_prediction")
@@ -33,8 +48,8 @@ def test_it_is_known(tiny_sd3: Path) -> None:
 
 
 @torch.no_grad()
-def test_texts_are_encoded_as_the_pipeline_does(tiny_sd3: Path) -> None:
-    base = bases.open_base(tiny_sd3)
+def test_texts_are_encoded_as_the_pipeline_does(either: Path) -> None:
+    base = bases.open_base(either)
     pipe = base.pipeline(CPU, base.text_dtype)
     tokens, _, pooled, _ = pipe.encode_prompt(PROMPTS, None, None, device=CPU, do_classifier_free_guidance=False)
     ours = base.text_encoder(CPU)(PROMPTS)
@@ -46,8 +61,8 @@ def test_texts_are_encoded_as_the_pipeline_does(tiny_sd3: Path) -> None:
 
 
 @torch.no_grad()
-def test_the_network_is_told_what_the_pipeline_tells_it(tiny_sd3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = bases.open_base(tiny_sd3)
+def test_the_network_is_told_what_the_pipeline_tells_it(either: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = bases.open_base(either)
     pipe = base.pipeline(CPU, torch.float32)
     told: list[tuple[dict[str, Any], torch.Tensor]] = []
     forward = pipe.transformer.forward
@@ -75,6 +90,22 @@ def test_the_blueprint_asks_and_encodes_as_the_base_does(tiny_sd3: Path) -> None
     assert first.text_embeds.shape[1] + second.text_embeds.shape[1] == 32
     assert made.n_tok + t5[0].shape[1] + 1 == base.text_shape[0]
     assert made.denoiser(torch.float32)(**made.questions(2, (96, 64), torch.float32))[0].shape == (2, 4, 8, 12)
+
+
+def test_without_t5_texts_are_the_clips_alone(no_t5: Path, tiny_sd3: Path) -> None:
+    report = verb.check(no_t5)
+    assert report.problems == ()
+    assert report.remarks == ("the base has no T5: texts are read by its two CLIPs alone, 77 tokens of them",)
+    base, whole = bases.open_base(no_t5), bases.open_base(tiny_sd3)
+    assert (base.family, base.text_shape) == ("sd3", whole.text_shape)
+    ours, theirs = base.text_encoder(CPU)(["a cat"]), whole.text_encoder(CPU)(["a cat"])
+    assert torch.equal(ours[:, :77], theirs[:, :77])
+    assert not ours[:, 77:-1].any()
+    assert torch.equal(ours[:, -1], theirs[:, -1])
+    assert base.count_tokens()("word " * 100)[0] > 77
+    assert base.count_tokens()("word " * 100)[1]  # what is cut off
+    made = blueprint.of(base.folder.configs)
+    assert len(made.encode(made.text_encoders(packed=True), 3)) == 2
 
 
 def test_what_is_drawn_is_what_the_pipeline_draws(tiny_sd3: Path) -> None:
@@ -112,16 +143,16 @@ def test_the_file_works_in_an_unmodified_pipeline(tiny_sd3: Path, tmp_path: Path
 
 @pytest.mark.parametrize("dialect", ["diffusers", "kohya"])
 def test_a_run_goes_through_and_its_file_is_used(
-    tiny_sd3: Path, pictures: Callable[..., Path], tmp_path: Path, dialect: str
+    either: Path, pictures: Callable[..., Path], tmp_path: Path, dialect: str
 ) -> None:
     folder = pictures(10)
     settings = ["rank=2", "sample_steps=2", "snapshots=2", *([] if dialect == "diffusers" else [f"dialect={dialect}"])]
-    report = run.train(folder, base=str(tiny_sd3), out=tmp_path / "run", steps=6, settings=settings)
-    delta, match = formats.load(report.file, shapes=formats.shapes_of(tiny_sd3))
+    report = run.train(folder, base=str(either), out=tmp_path / "run", steps=6, settings=settings)
+    delta, match = formats.load(report.file, shapes=formats.shapes_of(either))
     assert set(match.dialects) == {dialect}
     assert delta.family == "sd3"
     assert len(delta.updates) == 19
-    deltaw.compare([report.file], base=tiny_sd3, out=tmp_path / "compare", reference=folder, prompts=["a cat"], steps=2)
+    deltaw.compare([report.file], base=either, out=tmp_path / "compare", reference=folder, prompts=["a cat"], steps=2)
     assert (tmp_path / "compare" / "report.html").is_file()
 
 

@@ -47,7 +47,7 @@ class Base(ABC):
     """In which dialect a LoRA is written where nothing else is said, and why."""
     text_dtype: ClassVar[torch.dtype] = torch.float32
     """Of the text encoders, whatever the network's."""
-    packed_text_part: ClassVar[str] = ""
+    packed_text_part: str = ""
     """The text encoder that is kept in 8 bits where the network is: one as large as that; others are left as they are."""
     objective: Objective
     schedule: Schedule

@@ -24,7 +24,7 @@ OF_PIPELINES: Mapping[Any, Any] = {check.PIPELINE: check for check in (flux_chec
 def parts(path: Path, index: Mapping[str, Any]) -> tuple[str, ...]:
     """The parts that hold weights in a folder with this model_index.json."""
     if index.get("_class_name") in OF_PIPELINES:
-        return OF_PIPELINES[index["_class_name"]].PARTS
+        return OF_PIPELINES[index["_class_name"]].parts(index)
     has_second = index.get(unet_check.SECOND) and (path / unet_check.SECOND).is_dir()
     return (*unet_check.PARTS, unet_check.SECOND) if has_second else unet_check.PARTS
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deltaw import device as devices
 from deltaw.events import Note, Phase, Tell, Warn, silent
-from deltaw.families import base_folder, predicts, single, skeleton
+from deltaw.families import base_folder, predicts, sd3_check, single, skeleton
 from deltaw.families.base import Base
 from deltaw.families.base_folder import BaseFolder
 from deltaw.families.flux import Flux
@@ -59,7 +59,7 @@ def _try_prediction(folder: Path, variant: str, tell: Tell) -> None:
 
 def opened(folder: BaseFolder) -> Base:
     """The base in a checked folder, whose family its network's own config tells; others were refused by `base_check`."""
-    if "text_encoder_3" in folder.configs:
+    if folder.configs["model_index"].get("_class_name") == sd3_check.PIPELINE:
         return StableDiffusion3(folder, "sd3")
     if "transformer" in folder.configs:
         return Flux(folder, "flux1")

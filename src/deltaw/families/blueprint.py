@@ -113,5 +113,6 @@ def of(configs: Mapping[str, Mapping[str, Any]]) -> Blueprint:
     if "transformer" in configs:
         from deltaw.families.flow_blueprint import FluxBlueprint, StableDiffusion3Blueprint
 
-        return (StableDiffusion3Blueprint if "text_encoder_3" in configs else FluxBlueprint)(configs)
+        is_sd3 = "pos_embed_max_size" in configs["transformer"]
+        return (StableDiffusion3Blueprint if is_sd3 else FluxBlueprint)(configs)
     return Blueprint(configs)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from deltaw import int8
-from deltaw.families import flux, sd_3
+from deltaw.families import flux, sd3_check, sd_3
 from deltaw.families.blueprint import META, Blueprint, frozen
 from deltaw.families.flow import TEXT_DTYPE
 
@@ -45,26 +45,25 @@ class FluxBlueprint(Blueprint):
 
 
 class StableDiffusion3Blueprint(Blueprint):
-    """What Stable Diffusion 3's networks would do: "transformer", "vae", two CLIPs' "text_encoder" and "text_encoder_2", and T5's "text_encoder_3"."""
+    """What Stable Diffusion 3's networks would do: "transformer", "vae", two CLIPs' "text_encoder" and "text_encoder_2", and T5's "text_encoder_3" where it is there."""
 
     text_dtype: ClassVar[torch.dtype] = TEXT_DTYPE
 
     def text_encoders(self, *, packed: bool = False) -> nn.ModuleList:
-        """The CLIPs' and T5's encoder, frozen, as they are used."""
+        """The CLIPs' encoders and T5's, if any, frozen, as they are used."""
         with META:
             clips = [
                 CLIPTextModelWithProjection(CLIPTextConfig(**self.configs[p]))
                 for p in ("text_encoder", "text_encoder_2")
             ]
-            t5 = T5EncoderModel(T5Config(**self.configs["text_encoder_3"]))
+            t5 = [T5EncoderModel(T5Config(**self.configs[part])) for part in (sd3_check.T5,) if part in self.configs]
         seen = [frozen(model, self.text_dtype) for model in clips]
-        return nn.ModuleList([*seen, _t5(t5, self.text_dtype, packed=packed)])
+        return nn.ModuleList([*seen, *(_t5(model, self.text_dtype, packed=packed) for model in t5)])
 
     def encode(self, encoders: nn.ModuleList, n: int) -> list[Any]:
         """What `text_encoders` make of n texts; of the CLIPs every layer's result is kept, since the last but one is read."""
-        *clips, t5 = encoders
-        seen = [clip(_tokens(n, self.n_tok), output_hidden_states=True) for clip in clips]
-        return [*seen, t5(_tokens(n, sd_3.N_T5_TOK))]
+        seen = [clip(_tokens(n, self.n_tok), output_hidden_states=True) for clip in encoders[:2]]
+        return [*seen, *(t5(_tokens(n, sd_3.N_T5_TOK)) for t5 in encoders[2:])]
 
     def questions(self, n: int, size_px: tuple[int, int], dtype: torch.dtype) -> dict[str, Any]:
         """The transformer's arguments for n pictures of a size (width, height)."""

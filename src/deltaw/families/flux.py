@@ -34,7 +34,7 @@ class Flux(Flow):
 
     guidance: ClassVar[float] = 3.5
     drawn_in_steps: int = 28
-    packed_text_part: ClassVar[str] = "text_encoder_2"
+    packed_text_part: str = "text_encoder_2"
     guided_twice: ClassVar[bool] = False
     targets: ClassVar[str] = r"attn\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)$"
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from deltaw.errors import InputError
 from deltaw.families import flow_check
@@ -15,6 +16,11 @@ PIPELINE = "FluxPipeline"
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 """Parts that hold weights."""
 KIND = "FluxTransformer2DModel"
+
+
+def parts(index: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG001  # none may be left out
+    """The parts that hold weights in a folder with this model_index.json."""
+    return PARTS
 
 
 def problems(path: Path, configs: Configs) -> Iterator[InputError]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from deltaw.errors import InputError
 from deltaw.families import flow_check
@@ -12,16 +13,31 @@ from deltaw.families.faults import WORDS, Configs, Wanted, looks_distilled, toke
 PIPELINE = "StableDiffusion3Pipeline"
 """`_class_name` in model_index.json."""
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
-"""Parts that hold weights."""
+"""Parts that hold weights; the last, T5, may be left out."""
+T5 = PARTS[-1]
 KIND = "SD3Transformer2DModel"
+
+
+def parts(index: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parts that hold weights in a folder with this model_index.json."""
+    return PARTS if has_t5(index) else PARTS[:-1]
+
+
+def has_t5(index: Mapping[str, Any]) -> bool:
+    """Whether a model_index.json names a T5.
+
+    Where it does not, diffusers' pipeline puts zeros in its place, as in training, where each encoder was left out now and
+    then (Esser et al. 2024, arXiv 2403.03206, section 5.3.1).
+    """
+    return index.get(T5) not in (None, [None, None])
 
 
 def problems(path: Path, configs: Configs) -> Iterator[InputError]:
     """Everything for which the base cannot be trained, from its small files."""
     yield from _fitting(path, configs)
     yield from flow_check.scheduler(path, configs)
-    for part, encoder in zip(("tokenizer", "tokenizer_2", "tokenizer_3"), PARTS[2:], strict=True):
-        yield from tokenizer(path / part, configs.get(encoder, {}))
+    for encoder in parts(configs.get("model_index", {}))[2:]:
+        yield from tokenizer(path / encoder.replace("text_encoder", "tokenizer"), configs.get(encoder, {}))
 
 
 def wanted(configs: Configs) -> Sequence[Wanted]:
@@ -43,6 +59,8 @@ def remarks(path: Path, configs: Configs) -> Iterator[str]:
     name = f"{path.resolve().name} {configs.get('model_index', {}).get('_name_or_path', '')}".casefold()
     if "turbo" in name:
         yield looks_distilled("it is called turbo")
+    if not has_t5(configs.get("model_index", {})):
+        yield "the base has no T5: texts are read by its two CLIPs alone, 77 tokens of them"
 
 
 def other_kind(configs: Configs) -> str:

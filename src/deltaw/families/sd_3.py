@@ -7,6 +7,7 @@ summaries of the whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deltaw.families.base import TOLD_FOUR, as_rows, counter, padded
+from deltaw.families.base_folder import BaseFolder
 from deltaw.families.flow import Flow
+from deltaw.families.sd3_check import T5
 
 N_T5_TOK = 256
 """T5's tokens that a text has, as in diffusers' pipeline; shorter ones are filled up, and the filling is read too."""
@@ -28,8 +31,12 @@ class StableDiffusion3(Flow):
 
     guidance: ClassVar[float] = 7.0
     drawn_in_steps: int = 28
-    packed_text_part: ClassVar[str] = "text_encoder_3"
     targets: ClassVar[str] = r"attn2?\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)$"
+
+    def __init__(self, folder: BaseFolder, family: str):
+        super().__init__(folder, family)
+        if T5 in folder.configs:
+            self.packed_text_part = T5
 
     @property
     def resolution_px(self) -> int:
@@ -43,7 +50,10 @@ class StableDiffusion3(Flow):
         return n_tok + N_T5_TOK + 1, int(self.config["joint_attention_dim"])
 
     def count_tokens(self) -> Callable[[str], tuple[int, str]]:
-        """A text to its number of T5's tokens, the special one included, and the part that no encoder reads."""
+        """A text to its number of T5's tokens, the special one included, and the part that no encoder reads; of CLIP's without a T5."""
+        if not self.packed_text_part:
+            tokenizer = self.tokenizer()
+            return counter(tokenizer, tokenizer.model_max_length)
         return counter(self.t5_tokenizer("tokenizer_3"), N_T5_TOK)
 
     def text_encoder(self, device: torch.device, *, packed: bool = False) -> Callable[[Sequence[str]], Tensor]:
@@ -55,8 +65,7 @@ class StableDiffusion3(Flow):
             self._load(CLIPTextModelWithProjection, part, device, self.text_dtype)
             for part in ("text_encoder", "text_encoder_2")
         ]
-        pieces = self.t5_tokenizer("tokenizer_3")
-        t5 = self.t5(device, self.text_dtype, packed=packed)
+        read = self._t5_reader(device, packed=packed)
 
         @torch.no_grad()
         def encode(captions: Sequence[str]) -> Tensor:
@@ -65,11 +74,19 @@ class StableDiffusion3(Flow):
                 for tokenizer, clip in zip(tokenizers, clips, strict=True)
             ]
             theirs = torch.cat([s.hidden_states[-2] for s in seen], -1)
-            tokens = t5(padded(pieces, captions, N_T5_TOK).to(device))[0]
+            tokens = read(captions)
             rows = torch.cat([functional.pad(theirs, (0, tokens.shape[-1] - theirs.shape[-1])), tokens], 1)
             return as_rows(rows, torch.cat([s.text_embeds for s in seen], -1)).float().cpu()
 
         return encode
+
+    def _t5_reader(self, device: torch.device, *, packed: bool) -> Callable[[Sequence[str]], Tensor]:
+        """n captions -> T5's vectors (n, `N_T5_TOK`, width); zeros where there is no T5, as in diffusers' pipeline."""
+        if not self.packed_text_part:
+            width = self.text_shape[1]
+            return lambda captions: torch.zeros(len(captions), N_T5_TOK, width, dtype=self.text_dtype, device=device)
+        pieces, t5 = self.t5_tokenizer("tokenizer_3"), self.t5(device, self.text_dtype, packed=packed)
+        return lambda captions: t5(padded(pieces, captions, N_T5_TOK).to(device))[0]
 
     def denoise(self, network: nn.Module, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
         """The velocity that the transformer predicts for x (n, c, h, w) at integer times (n,) and text (n, *`text_shape`)."""
@@ -78,16 +95,23 @@ class StableDiffusion3(Flow):
 
     def embed(self, pipe: Any, texts: Sequence[str]) -> Tensor:
         """n texts as the text encoders of an opened pipeline read them: (n, *`text_shape`)."""
-        tokens, _, pooled, _ = pipe.encode_prompt(
-            list(texts), None, None, device=pipe.device, do_classifier_free_guidance=False
-        )
+        tokens, _, pooled, _ = self._said(pipe, texts, guided=False)
         return as_rows(tokens, pooled)
 
     def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor | None]:
         """What the pipeline can be called with instead of prompts."""
-        guided = guidance > 1
-        said = pipe.encode_prompt(list(prompts), None, None, device=pipe.device, do_classifier_free_guidance=guided)
-        return dict(zip(TOLD_FOUR, said, strict=True))
+        return dict(zip(TOLD_FOUR, self._said(pipe, prompts, guided=guidance > 1), strict=True))
+
+    def _said(self, pipe: Any, texts: Sequence[str], *, guided: bool) -> Sequence[Any]:
+        """What the pipeline reads of texts; where it makes zeros for T5, it asks a network that may not be there how wide they are."""
+        stands_in = pipe.transformer is None and not self.packed_text_part
+        if stands_in:
+            pipe.transformer = SimpleNamespace(config=SimpleNamespace(**self.config))
+        try:
+            return pipe.encode_prompt(list(texts), None, None, device=pipe.device, do_classifier_free_guidance=guided)
+        finally:
+            if stands_in:
+                pipe.transformer = None
 
     def _kind(self) -> Any:
         from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
@@ -97,7 +121,8 @@ class StableDiffusion3(Flow):
     def _pipeline(self) -> tuple[Any, dict[str, Any]]:
         from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 
-        return StableDiffusion3Pipeline, {"image_encoder": None, "feature_extractor": None}
+        absent = {} if self.packed_text_part else {T5: None, "tokenizer_3": None}
+        return StableDiffusion3Pipeline, {"image_encoder": None, "feature_extractor": None, **absent}
 
 
 def arguments(x: Tensor, noise: Tensor, tokens: Tensor, pooled: Tensor) -> dict[str, Any]:
