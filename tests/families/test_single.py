@@ -18,9 +18,10 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from deltaw import device as devices
 from deltaw import digests, families
 from deltaw.errors import DeltawError, InputError
-from deltaw.events import Event, Note, Phase, Warn
+from deltaw.events import Event, Note, Phase, Table, Warn
 from deltaw.families import bases, clip_words, listing, networks, predicts, single, skeleton
 from deltaw.verbs import base as verb
+from deltaw.verbs import doctor
 from deltaw.zoo import bundled_base
 from tests.families.ldm import single_file
 
@@ -301,6 +302,21 @@ def test_an_interrupted_unpacking_leaves_nothing(whole: Path, monkeypatch: pytes
         bases.open_base(whole, stop)
     assert not [path for path in (digests.default_root() / "bases").rglob("*") if path.is_file()]
     assert_same(bases.open_base(whole).folder.path, bundled_base())
+
+
+def test_what_a_killed_unpacking_left_is_not_taken_for_a_base(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DELTAW_CACHE", str(tmp_path / "cache"))
+    place = single.place(whole)
+    begun = place.parent / ".begun"
+    skeleton.write("emoji", {}, begun)
+    assert single.place(whole) == place
+    assert_same(bases.open_base(whole).folder.path, bundled_base())
+    heard: list[Event] = []
+    doctor.examine(heard.append)
+    (row,) = [row for e in heard if isinstance(e, Table) for row in e.rows if row[0].startswith("cache")]
+    assert row[1].endswith("bases/ holds 0.1 GB of unpacked files: .begun, whole")
 
 
 def test_a_file_is_checked_as_a_base(whole: Path) -> None:

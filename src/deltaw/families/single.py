@@ -24,6 +24,8 @@ from deltaw.families.checkpoint import Checkpoint
 from deltaw.families.family import Original
 from deltaw.tensorheader import Header
 
+UNPACKED = "bases"
+"""The cache's folder of what was unpacked: DIGEST/NAME each."""
 SPARE_BYTES = 256 << 20
 """Left free on the disk beyond what the folder needs."""
 TELLS_V, TELLS_ZERO_SNR = "v_pred", "ztsnr"
@@ -48,8 +50,9 @@ class Source:
 
 def place(file: Path) -> Path:
     """The folder that a file is unpacked to, or was."""
-    kept = digests.default_root() / "bases" / digests.of_file(file)[:16]
-    return next((folder for folder in kept.glob("*") if (folder / "model_index.json").is_file()), kept / file.stem)
+    kept = digests.default_root() / UNPACKED / digests.of_file(file)[:16]
+    whole = (folder for folder in kept.glob("[!.]*") if folder.is_dir())  # what was begun has a dot before its name
+    return next(whole, kept / file.stem.lstrip("."))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,7 @@ from deltaw.data.cache import default_root
 from deltaw.errors import DeltawError
 from deltaw.events import Table, Tell, Warn, silent
 from deltaw.families import rotary
+from deltaw.families.single import UNPACKED
 
 LEAST_MEMORY_BYTES = 4e9
 """The bundled base trains in about 1 GB; Stable Diffusion 1.5 in bfloat16 needs some 4 GB."""
@@ -150,7 +151,14 @@ def _cache() -> Finding:
         return Finding(
             name, f"cannot be written ({error.strerror or error})", "set DELTAW_CACHE to a folder that can be written"
         )
-    return _room(name, existing)
+    found = _room(name, existing)
+    unpacked = sorted(folder.name for folder in root.glob(f"{UNPACKED}/*/*"))
+    if not unpacked:
+        return found
+    n_bytes = sum(file.stat().st_size for file in (root / UNPACKED).rglob("*") if file.is_file())
+    return replace(
+        found, value=f"{found.value}; {UNPACKED}/ holds {n_bytes / 1e9:.1f} GB of unpacked files: {', '.join(unpacked)}"
+    )
 
 
 def _room(name: str, path: Path) -> Finding:
