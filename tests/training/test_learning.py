@@ -13,7 +13,7 @@ import torch
 import deltaw
 from deltaw import tensorfile
 from deltaw.errors import Interrupted
-from deltaw.events import Event, Note, Step, Warn
+from deltaw.events import Event, Note, Phase, Step, Warn
 from deltaw.judge.questions import LEAST_TIMES, Answers
 from deltaw.training import asking, state
 from deltaw.training.judging import Judge
@@ -84,7 +84,9 @@ def test_the_last_snapshot_becomes_the_file_where_it_is_asked_for(
     pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, curve: Callable[..., None]
 ) -> None:
     curve(OVERFIT)
-    report = train(pictures(9), tiny_base, tmp_path / "out", [], "pick=last", stop=False)
+    heard: list[Event] = []
+    report = train(pictures(9), tiny_base, tmp_path / "out", heard, "pick=last", stop=False)
+    assert not any(isinstance(e, Phase) and "means" in e.name for e in heard)
     assert report.recommended_step == 10
     assert _same(report.file, tmp_path / "out" / "snapshots" / "blocks-000010.safetensors")
     assert "it is the last snapshot, as asked for, and its loss is" in report.verdict

@@ -217,6 +217,8 @@ def _ask_means(session: Session, work: Work, judge: Judge, kept: _Kept) -> None:
     steps = [step for step in session.plan.marks if step in judge.probes]
     files = [session.folder.snapshot(step) for step in steps]
     rounds = [k for k in asking.MEANS if k <= len(files) and all(file.is_file() for file in files[-k:])]
+    if not rounds or session.plan.settings.pick == "last":  # which is then the file, whatever is better
+        return
     session.tell(Phase("judge means of snapshots", len(rounds), "means"))
     for n_done, k in enumerate(rounds, 1):
         candidate = Candidate(steps[-1], judge.probes[steps[-1]], k)
