@@ -234,7 +234,7 @@ def test_what_is_wrong_with_a_file_is_named_and_nothing_is_left(whole: Path, tmp
     assert said in caught.value.what
     assert caught.value.advice
     assert caught.value.where == str(file)
-    assert not list(single.place(file).parent.glob("*"))
+    assert not list((digests.default_root() / "bases" / digests.of_file(file)[:16]).glob("*"))
 
 
 def test_other_files_are_told_what_they_are(tmp_path: Path) -> None:
@@ -279,6 +279,15 @@ def test_a_header_whose_length_begins_as_a_pickle_does_is_read(whole: Path, tmp_
     else:
         pytest.fail("no header of such a length came about")
     assert bases.open_base(file).family == "sd1"
+
+
+def test_a_file_that_may_not_be_read_is_said_so(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)"):
+        bases.open_base(whole)
 
 
 def test_no_room_is_said_before_anything_is_written(

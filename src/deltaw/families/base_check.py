@@ -65,9 +65,14 @@ def _of(configs: Configs) -> Any:
 
 def not_read(path: Path) -> InputError | None:
     """Why a file, rather than a folder, is never opened as a base, by its first bytes."""
-    with path.open("rb") as file:
-        head = file.read(9)
     wanted = "a safetensors checkpoint, or a diffusers folder (with model_index.json)"
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        return InputError(
+            f"cannot be read ({error.strerror})", where=path, expected=wanted, advice="check its permissions"
+        )
     if head.startswith(b"GGUF"):
         return InputError("the base is quantised (GGUF)", where=path, expected=wanted, advice=FULL_PRECISION)
     if head.startswith((b"PK", b"\x80")) and not head.endswith(b"{"):  # a safetensors file's first bytes are a number

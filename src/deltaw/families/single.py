@@ -49,7 +49,14 @@ class Source:
 
 
 def place(file: Path) -> Path:
-    """The folder that a file is unpacked to, or was."""
+    """The folder that a file is unpacked to, or was.
+
+    Raises:
+        InputError: it is no safetensors file, or cannot be read; said before gigabytes are read for their digest.
+    """
+    if refusal := base_check.not_read(file):
+        raise refusal
+    tensorfile.read_header(file)
     kept = digests.default_root() / UNPACKED / digests.of_file(file)[:16]
     whole = (folder for folder in kept.glob("[!.]*") if folder.is_dir())  # what was begun has a dot before its name
     return next(whole, kept / file.stem.lstrip("."))
@@ -122,8 +129,6 @@ def _recognised(file: Path) -> tuple[Checkpoint, str]:
     Raises:
         InputError: it is none that can be trained.
     """
-    if refusal := base_check.not_read(file):
-        raise refusal
     found = checkpoint.open_checkpoint(file)
     if found.family.name not in {"sd1", "sd2", "sdxl"}:
         raise InputError(f"the base is a single file of {found.family.title}, which may lack text encoders and VAE", where=file,
