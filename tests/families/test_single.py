@@ -205,6 +205,11 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: changed(f, "model.diffusion_model.input_blocks.0.0.weight", lambda w: torch.cat([w, w, w[:, :1]], 1)),
         "this is an inpainting base: 17 input channels",
     ),
+    "no first layer": (lambda f: without(f, "model.diffusion_model.input_blocks.0.0."), "2 of 440 tensors of its unet are missing, e.g. conv_in"),
+    "a number": (
+        lambda f: changed(f, "model.diffusion_model.input_blocks.0.0.bias", lambda _: torch.tensor(1.0)),
+        "1 of 440 tensors of its unet are missing, e.g. conv_in.bias",
+    ),
     "fp8": (
         lambda f: changed(f, "model.diffusion_model.out.2.weight", lambda w: w.to(torch.float8_e4m3fn)),
         "its weights are stored as fp8",

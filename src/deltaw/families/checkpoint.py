@@ -154,7 +154,7 @@ def cut(
         for name, entry in names.items():
             for ending, kept in (("weight", held), ("bias", biases)):
                 key = f"{name}{ending}" if name.endswith("_") else f"{name}.{ending}"
-                if key not in tensors:
+                if key not in tensors or not tensors[key].shape:
                     continue
                 shape, at = tensors[key].shape, 0
                 for part, n in zip(entry.parts, _rows(shape[0], entry.parts, shapes), strict=True):

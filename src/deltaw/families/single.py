@@ -91,11 +91,8 @@ def unpacking(file: Path, target: Path, tell: Tell) -> Iterator[tuple[Path, str,
         for part, network in networks.items():
             n_done = _write_part(file, made / part, network, sources[part], n_done, tell)
         yield made, variant, _told(variant, header, made)
-    tell(
-        Note(
-            f"{file.name} was unpacked to {target} ({n_bytes / 1e9:.1f} GB), which is read from now on; it may be deleted at any time"
-        )
-    )
+    tell(Note(f"{file.name} was unpacked to {target} ({n_bytes / 1e9:.1f} GB), which is read from now on; it may be deleted at any "
+              "time between runs"))  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -137,8 +134,8 @@ def _recognised(file: Path) -> tuple[Checkpoint, str]:
     variant = max(
         found.family.variants, key=lambda v: sum(listing.modules(v).get(p) == s for p, s in found.shapes.items())
     )
-    denoiser = found.shapes[f"{found.family.denoiser}.conv_in"]
-    for refusal in unet_check.special(file, denoiser[1], found.shapes[f"{found.family.denoiser}.conv_out"][0]):
+    reads, makes = (found.shapes.get(f"unet.{layer}", (None, None)) for layer in ("conv_in", "conv_out"))
+    for refusal in unet_check.special(file, reads[1], makes[0]):
         raise refusal
     header = found.headers[file]
     types = {faults.QUANTISED[info.dtype] for key, info in header.tensors.items()
@@ -184,12 +181,8 @@ def _sources(found: Checkpoint, part: str, network: nn.Module) -> dict[str, Sour
         sources[name] = source
     if missing:
         n = len(network.state_dict())
-        what = (
-            f"it holds no {part}"
-            if len(missing) == n
-            else f"{len(missing)} of {n} tensors of its {part} are missing, e.g. {missing[0]}"
-        )
-        raise InputError(what, where=found.where, expected="a whole checkpoint: UNet, VAE and text encoders",
+        some = f"{len(missing)} of {n} tensors of its {part} are missing, e.g. {missing[0]}"
+        raise InputError(some if len(missing) < n else f"it holds no {part}", where=found.where, expected="a whole checkpoint: UNet, VAE and text encoders",
                          advice="get the full checkpoint, or the diffusers folder")  # fmt: skip
     return sources
 
