@@ -16,6 +16,7 @@ from deltaw.verbs.bake import bake
 from deltaw.verbs.extract import extract
 from tests.algebra.dense import dense, relative_error
 from tests.algebra.test_bake import EMOJI, as_float32, single_file
+from tests.families.ldm import single_file as whole_single_file
 from tests.formats import made
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -95,6 +96,11 @@ def test_pairs_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         extract(EMOJI, EMOJI, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="no weight differs"):
         extract(base, EMOJI, tmp_path / "x.safetensors")  # float32 made of float16 loses nothing
+    whole_single_file(EMOJI, tmp_path / "one.safetensors")
+    with pytest.raises(
+        InputError, match=r"differs from the base; beside them, cond_stage_model: not in the base \(1 tensor\)"
+    ):
+        extract(tmp_path / "one.safetensors", EMOJI, tmp_path / "x.safetensors")
     shutil.copytree(base, tmp_path / "other")
     generator = torch.Generator().manual_seed(0)
     tensors = {k: torch.randn(t.shape, generator=generator) for k, t in tensorfile.read(base / UNET).items()}

@@ -270,7 +270,7 @@ def _outside(changed: Checkpoint, original: Checkpoint) -> dict[str, str]:
             found[f"{_stem(key)}: not in the base"] = found.get(f"{_stem(key)}: not in the base", 0) + 1
         elif tensorfile.raw(file, name) != tensorfile.raw(*theirs[key]):
             found[f"{_stem(key)}: differs"] = found.get(f"{_stem(key)}: differs", 0) + 1
-    return {what: f"{n} tensors" for what, n in found.items()}
+    return {what: f"{n} {'tensor' if n == 1 else 'tensors'}" for what, n in found.items()}
 
 
 def _loose(checkpoint: Checkpoint) -> dict[str, tuple[Path, str]]:
@@ -290,7 +290,7 @@ def _stem(key: str) -> str:
 
 def _require_related(tuned: str | Path, base: str | Path, tally: _Tally, force: bool, found: bool) -> None:
     if tally.difference == 0 and not tally.full:
-        rest = f", but {next(iter(tally.uncaptured))} differs" if tally.uncaptured else ""
+        rest = next((f"; beside them, {name} ({what})" for name, what in tally.uncaptured.items()), "")
         raise InputError(f"no weight differs from the base{rest}", where=tuned, expected="a changed checkpoint",
                          advice="check that the two files are not the same model")  # fmt: skip
     if tally.cosine < UNRELATED and not force:

@@ -198,7 +198,8 @@ def _write_png(path: Path, picture: Image.Image, recipe: Recipe | Mapping[str, A
     content = asdict(recipe) if isinstance(recipe, Recipe) else dict(recipe)
     info.add_itxt(CHUNK, json.dumps(content, ensure_ascii=False, sort_keys=True))
     with tensorfile.replacing(path) as temporary:
-        picture.save(temporary, "PNG", pnginfo=info)
+        quick = {"compress_level": sheet.COMPRESSION} if sheet.is_large(picture) else {}
+        picture.save(temporary, "PNG", pnginfo=info, **quick)
     tell(Saved(str(path), path.stat().st_size, "picture"))
     return path
 
