@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from deltaw import device as devices
 from deltaw import digests, families
+from deltaw.data import image
 from deltaw.errors import DeltawError, InputError
 from deltaw.events import Event, Note, Phase, Table, Warn
 from deltaw.families import bases, clip_words, listing, networks, predicts, single, skeleton
@@ -170,6 +171,36 @@ def test_what_a_base_predicts_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert predicts.tried(base, device) == "epsilon"
     monkeypatch.setattr(base, "denoise", lambda _, x, t, text: torch.randn_like(x))
     assert predicts.tried(base, device) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["epsilon", "v_prediction"])
+def test_networks_trained_either_way_are_told_apart(objective: str) -> None:
+    """A small network learns the examples' latents from nothing; its answer's share of the noise goes to 1, or to a."""
+    base, device = bases.open_base(bundled_base()), torch.device("cpu")
+    encode = base.image_encoder(device)
+    files = sorted((Path(__file__).parents[2] / "examples").glob("*/*.png"))
+    latents = torch.cat([encode(image.fit(image.load(file), (128, 128))[None]) for file in files])
+    torch.manual_seed(0)
+    network = UNet2DConditionModel(
+        sample_size=16, in_channels=8, out_channels=8, layers_per_block=1, block_out_channels=(64, 96, 128), norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"), attention_head_dim=4,
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=256,
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    for _ in range(400):
+        x0 = latents[torch.randint(len(latents), (16,))]
+        times, noise = torch.randint(base.schedule.n_times, (16,)), torch.randn_like(x0)
+        a, s = base.schedule.at(times)
+        target = noise if objective == "epsilon" else a * noise - s * x0
+        answer = network(a * x0 + s * noise, times, encoder_hidden_states=torch.randn(16, 77, 256)).sample
+        loss = (answer - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    share = predicts.share(base, network.eval(), device, torch.float32, (1, 8, 16, 16))
+    print(f"{objective}: share {share:.3f}")
+    assert predicts.kind(share) == objective
 
 
 def test_what_was_tried_is_written_down(

@@ -12,7 +12,7 @@ SIGNAL = 0.4
 """The signal a of the time that is asked at: an answer's share of the noise is near 1 there where noise is predicted, else near a."""
 N_LATENTS = 32
 """Latents a side."""
-NOISE, V = (0.8, 1.1), (0.15, 0.6)
+NOISE, V = (0.8, 1.1), (0.1, 0.6)
 """Shares of the noise that are taken for one and the other; a network that learnt nothing has none."""
 WORDS = {"epsilon": "noise", "v_prediction": "v"}
 """A base's objective in a person's words."""
