@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.random_bases import FLOW_VAE, VAE
+from benchmarks.peers.random_bases import FLOW_VAE
 from deltaw.families import blueprint, flux, sd, sd_3
 from deltaw.families.networks import VARIANTS
+from deltaw.families.skeleton import VAE
 from deltaw.training import graph, memory
 
 BASES = {"sd1": 512, "sdxl": 1024, "sd35-medium": 1024, "flux1": 1024}

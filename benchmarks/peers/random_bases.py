@@ -15,15 +15,12 @@ from transformers import CLIPTextConfig, T5Config, T5EncoderModel, T5Tokenizer
 
 from deltaw import device as devices
 from deltaw.families.networks import VARIANTS
+from deltaw.families.skeleton import VAE
 from deltaw.zoo import bundled_base
 
-VAE = {
-    "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 4,
-}  # fmt: skip
 FLOW_VAE = {**VAE, "latent_channels": 16, "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False}
 SHAPES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
-    "sd15": ("sd1", "StableDiffusionPipeline", {"sample_size": 64}, {**VAE, "sample_size": 512, "scaling_factor": 0.18215}),
+    "sd15": ("sd1", "StableDiffusionPipeline", {"sample_size": 64}, VAE),
     "sdxl": ("sdxl", "StableDiffusionXLPipeline", {"sample_size": 128}, {**VAE, "sample_size": 1024, "scaling_factor": 0.13025}),
     "flux1": ("flux1", "FluxPipeline", {}, {**FLOW_VAE, "sample_size": 1024, "scaling_factor": 0.3611}),
 }  # fmt: skip

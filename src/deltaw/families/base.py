@@ -189,17 +189,17 @@ class Base(ABC):
         _quiet()
         kind, options = self._pipeline()
         options[self.component] = None if networkless else self.denoiser(device, dtype, packed=packed)
-        if packed and self.packed_text_part:
-            options[self.packed_text_part] = self._packed_text_encoder(device, dtype)
+        if packed:
+            options |= self._packed_beside(device, dtype)
         pipe = kind.from_pretrained(
             self.folder.path, dtype=dtype, use_safetensors=True, local_files_only=True, **options
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(device)
 
-    def _packed_text_encoder(self, device: torch.device, dtype: torch.dtype) -> Any:
-        """The `packed_text_part`, for families that have one."""
-        raise NotImplementedError
+    def _packed_beside(self, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:  # noqa: ARG002
+        """What a pipeline keeps in 8 bits beside the network, by part: the `packed_text_part`, where there is one."""
+        return {}
 
     def _load(self, kind: Any, part: str, device: torch.device, dtype: torch.dtype) -> Any:
         _quiet()

@@ -57,14 +57,19 @@ def quantised(path: Path, configs: Configs, headers: Mapping[str, Sequence[Heade
             yield InputError(f"the {part} is quantised ({name})", where=path / part, expected="floating-point weights",
                              advice=FULL_PRECISION)  # fmt: skip
     for part, files in headers.items():
-        types = {QUANTISED[t.dtype] for header in files for key, t in header.tensors.items()
-                 if t.dtype in QUANTISED and not key.endswith("position_ids")}  # fmt: skip
-        if types:
-            yield InputError(f"the {part}'s weights are stored as {', '.join(sorted(types))}", where=path / part,
+        if types := packed_types(files):
+            yield InputError(f"the {part}'s weights are stored as {types}", where=path / part,
                              expected="floating-point weights", advice=FULL_PRECISION)  # fmt: skip
     if packed := sorted(path.rglob("*.gguf")):
         yield InputError(f"GGUF weights ({packed[0].name}) cannot be trained", where=packed[0].parent, expected="safetensors",
                          advice=FULL_PRECISION)  # fmt: skip
+
+
+def packed_types(files: Sequence[Header]) -> str:
+    """As what weights are stored in files that hold some in fewer bits, else ""."""
+    found = {QUANTISED[t.dtype] for header in files for key, t in header.tensors.items()
+             if t.dtype in QUANTISED and not key.endswith("position_ids")}  # fmt: skip
+    return ", ".join(sorted(found))
 
 
 def compared(path: Path, wanted: Sequence[Wanted], headers: Mapping[str, Sequence[Header]]) -> Iterator[InputError]:

@@ -75,8 +75,8 @@ class Flow(Base):
             int8.pack_all(read)
         return read.to(device)
 
-    def _packed_text_encoder(self, device: torch.device, dtype: torch.dtype) -> Any:
-        return self.t5(device, dtype, packed=True)
+    def _packed_beside(self, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        return {self.packed_text_part: self.t5(device, dtype, packed=True)} if self.packed_text_part else {}
 
     def t5_tokenizer(self, part: str) -> Any:
         """The T5 tokenizer in a folder of the base."""

@@ -8,12 +8,14 @@ from torch import nn
 from deltaw import device as devices
 from deltaw.families.base import Base
 
-SIGNAL = 0.4
-"""The signal a of the time that is asked at: an answer's share of the noise is near 1 there where noise is predicted, else near a."""
+SIGNALS = (0.2, 0.8)
+"""Signals a of the times that are asked at: the noise's share in the answer is near 1 at both where noise is predicted, else near a."""
 N_LATENTS = 32
 """Latents a side."""
-NOISE, V = (0.8, 1.1), (0.1, 0.6)
-"""Shares of the noise that are taken for one and the other; a network that learnt nothing has none."""
+LEAST_NOISE = 0.8
+"""The share under most noise that noise is told by; a network that learnt little has less."""
+LEAST_RISE = 0.15
+"""How much more there is under little noise where v is predicted; a network that learnt nothing answers both times alike."""
 WORDS = {"epsilon": "noise", "v_prediction": "v"}
 """A base's objective in a person's words."""
 
@@ -27,7 +29,7 @@ def tried(base: Base, device: torch.device) -> str | None:
     """
     dtype, _ = devices.compute_dtype(device)
     network = base.denoiser(device, dtype)
-    found = kind(share(base, network, device, dtype, (1, int(base.config["in_channels"]), N_LATENTS, N_LATENTS)))
+    found = kind(*shares(base, network, device, dtype, (1, int(base.config["in_channels"]), N_LATENTS, N_LATENTS)))
     del network
     devices.give_back()
     return found
@@ -45,29 +47,37 @@ def doubt(base: Base, network: nn.Module, device: torch.device, dtype: torch.dty
     said = base.objective.name
     if said not in WORDS:
         return ""
-    found = kind(share(base, network, device, dtype, shape))
+    found = kind(*shares(base, network, device, dtype, shape))
     if found in (None, said):
         return ""
     return (f"the base says that it predicts {WORDS[said]} and answers as one that predicts {WORDS[found]}: what is trained would be "
             f"of no use; correct prediction_type in {base.folder.path / 'scheduler' / 'scheduler_config.json'}")  # fmt: skip
 
 
-def kind(share: float) -> str | None:
-    """What is predicted where the noise has this share in the answer; None where it is neither."""
-    kinds = (("epsilon", NOISE), ("v_prediction", V))
-    return next((name for name, (least, most) in kinds if least < share < most), None)
+def kind(most: float, least: float) -> str | None:
+    """What is predicted where the noise has these shares in the answers under most noise and under least; None where it is neither."""
+    if most > LEAST_NOISE:
+        return "epsilon"
+    return "v_prediction" if least - most > LEAST_RISE else None
 
 
 @torch.no_grad()
-def share(base: Base, network: nn.Module, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> float:
-    """⟨answer, e⟩ / ⟨e, e⟩ of a network for x = s·e and a text of zeros.
+def shares(
+    base: Base, network: nn.Module, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]
+) -> tuple[float, float]:
+    """⟨answer, e⟩ / ⟨e, e⟩ of a network for x = s·e and a text of zeros, at both `SIGNALS`.
 
     Latents of zeros, a flat grey, with noise e are x = s·e. Of those the noise is e, and v = a·e - s·0 = a·e (Salimans and Ho
     2022, arXiv 2202.00512, appendix D). So the share is 1 or a, as far as the network sees through the noise.
     """
-    time = int((base.schedule.a - SIGNAL).abs().argmin())
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-    x, text = base.schedule.s[time] * noise, torch.zeros(len(noise), *base.text_shape, device=device)
-    times = torch.full((len(noise),), time, device=device)
-    answer = base.denoise(network, x.to(dtype), times, text.to(dtype)).float()
-    return float((answer * noise).sum() / noise.square().sum())
+    text = torch.zeros(len(noise), *base.text_shape, device=device, dtype=dtype)
+
+    def share(signal: float) -> float:
+        time = int((base.schedule.a - signal).abs().argmin())
+        times = torch.full((len(noise),), time, device=device)
+        answer = base.denoise(network, (base.schedule.s[time] * noise).to(dtype), times, text).float()
+        return float((answer * noise).sum() / noise.square().sum())
+
+    most, least = (share(signal) for signal in SIGNALS)
+    return most, least

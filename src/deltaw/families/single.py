@@ -137,11 +137,8 @@ def _recognised(file: Path) -> tuple[Checkpoint, str]:
     reads, makes = (found.shapes.get(f"unet.{layer}", (None, None)) for layer in ("conv_in", "conv_out"))
     for refusal in unet_check.special(file, reads[1], makes[0]):
         raise refusal
-    header = found.headers[file]
-    types = {faults.QUANTISED[info.dtype] for key, info in header.tensors.items()
-             if info.dtype in faults.QUANTISED and not key.endswith("position_ids")}  # fmt: skip
-    if types:
-        raise InputError(f"its weights are stored as {', '.join(sorted(types))}", where=file, expected="floating-point weights",
+    if types := faults.packed_types([found.headers[file]]):
+        raise InputError(f"its weights are stored as {types}", where=file, expected="floating-point weights",
                          advice=faults.FULL_PRECISION)  # fmt: skip
     return found, variant
 

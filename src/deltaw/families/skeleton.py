@@ -19,11 +19,12 @@ from deltaw import zoo
 from deltaw.families import clip_words
 from deltaw.tensorfile import write_text
 
-_VAE: dict[str, Any] = {
+VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 4, "sample_size": 512,
 }  # fmt: skip
-_XL_VAE = {**_VAE, "sample_size": 1024, "scaling_factor": 0.13025}
+"""The autoencoder's config of Stable Diffusion 1.x and 2.x."""
+_XL_VAE = {**VAE, "sample_size": 1024, "scaling_factor": 0.13025}
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Published:
 
 
 PUBLISHED: Mapping[str, Published] = {
-    "sd1": Published("StableDiffusionPipeline", _VAE, {"tokenizer": clip_words.END}),
-    "sd2": Published("StableDiffusionPipeline", _VAE, {"tokenizer": "!"}),
+    "sd1": Published("StableDiffusionPipeline", VAE, {"tokenizer": clip_words.END}),
+    "sd2": Published("StableDiffusionPipeline", VAE, {"tokenizer": "!"}),
     "sdxl": Published("StableDiffusionXLPipeline", _XL_VAE, {"tokenizer": clip_words.END, "tokenizer_2": "!"}),
 }
 """Variant of `families.networks` to what belongs to it."""
