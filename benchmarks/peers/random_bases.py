@@ -15,13 +15,13 @@ from transformers import CLIPTextConfig, T5Config, T5EncoderModel, T5Tokenizer
 
 from deltaw import device as devices
 from deltaw.families.networks import VARIANTS
-from deltaw.families.skeleton import VAE
+from deltaw.families.skeleton import PUBLISHED, VAE
 from deltaw.zoo import bundled_base
 
 FLOW_VAE = {**VAE, "latent_channels": 16, "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False}
 SHAPES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
-    "sd15": ("sd1", "StableDiffusionPipeline", {"sample_size": 64}, VAE),
-    "sdxl": ("sdxl", "StableDiffusionXLPipeline", {"sample_size": 128}, {**VAE, "sample_size": 1024, "scaling_factor": 0.13025}),
+    "sd15": ("sd1", PUBLISHED["sd1"].pipeline, {}, dict(PUBLISHED["sd1"].vae)),
+    "sdxl": ("sdxl", PUBLISHED["sdxl"].pipeline, {}, dict(PUBLISHED["sdxl"].vae)),
     "flux1": ("flux1", "FluxPipeline", {}, {**FLOW_VAE, "sample_size": 1024, "scaling_factor": 0.3611}),
 }  # fmt: skip
 """Base to the variant of `families.networks`, its pipeline, and what is said of its network and VAE beside the variant."""

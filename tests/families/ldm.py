@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ OPENCLIP = {
 def single_file(base: Path, out: Path, *, more: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """A base of SD 1.x, 2.x or XL as a single file with `more` tensors; returns all of them."""
     is_xl = (base / "text_encoder_2").is_dir()
-    is_v2 = not is_xl and "linear" in (base / "unet" / "config.json").read_text() and _linear(base)
+    is_v2 = not is_xl and bool(json.loads((base / "unet" / "config.json").read_text()).get("use_linear_projection"))
     tensors = {f"model.diffusion_model.{k}": v for k, v in _unet(_weights(base / "unet")).items()}
     tensors |= {f"first_stage_model.{k}": v for k, v in _vae(_weights(base / "vae")).items()}
     text = _clip(base / "text_encoder")
@@ -40,12 +41,6 @@ def single_file(base: Path, out: Path, *, more: Mapping[str, torch.Tensor] | Non
     tensors |= more or {}
     save_file({k: v.contiguous() for k, v in tensors.items()}, out)
     return tensors
-
-
-def _linear(base: Path) -> bool:
-    import json
-
-    return bool(json.loads((base / "unet" / "config.json").read_text()).get("use_linear_projection"))
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -67,12 +67,13 @@ class Flow(Base):
         if not packed:
             return self._load(T5EncoderModel, part, device, dtype)
         config = dict(self.folder.configs[part])
-        read = weights.load(
+        read: Any = weights.load(
             lambda: T5EncoderModel(T5Config(**config)), self.folder.weights(part), device, dtype, packed=True
         )
         if read is None:
             read = self._load(T5EncoderModel, part, torch.device("cpu"), dtype)
             int8.pack_all(read)
+        read.tie_weights()  # both of its modules that know the words share one table
         return read.to(device)
 
     def _packed_beside(self, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

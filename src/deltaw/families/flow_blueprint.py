@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from deltaw import int8
-from deltaw.families import flux, sd3_check, sd_3
+from deltaw.families import flux, sd_3
 from deltaw.families.blueprint import META, Blueprint, frozen
 from deltaw.families.flow import TEXT_DTYPE
+from deltaw.families.sd3_check import T5
 
 
 class FluxBlueprint(Blueprint):
@@ -56,7 +57,7 @@ class StableDiffusion3Blueprint(Blueprint):
                 CLIPTextModelWithProjection(CLIPTextConfig(**self.configs[p]))
                 for p in ("text_encoder", "text_encoder_2")
             ]
-            t5 = [T5EncoderModel(T5Config(**self.configs[part])) for part in (sd3_check.T5,) if part in self.configs]
+            t5 = [T5EncoderModel(T5Config(**self.configs[T5]))] if T5 in self.configs else []
         seen = [frozen(model, self.text_dtype) for model in clips]
         return nn.ModuleList([*seen, *(_t5(model, self.text_dtype, packed=packed) for model in t5)])
 

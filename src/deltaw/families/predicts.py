@@ -21,7 +21,7 @@ WORDS = {"epsilon": "noise", "v_prediction": "v"}
 
 
 def tried(base: Base, device: torch.device) -> str | None:
-    """Loads the network and asks it once; None where its answer tells neither.
+    """Loads the network and asks it; None where its answers tell neither.
 
     Args:
         base: of Stable Diffusion 1.x, 2.x or XL.

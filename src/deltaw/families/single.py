@@ -39,12 +39,14 @@ class Source:
     Args:
         key: of the tensor.
         begin, end: its rows.
+        shape: in the folder.
         turned: rows and columns are swapped.
     """
 
     key: str
     begin: int
     end: int
+    shape: tuple[int, ...]
     turned: bool = False
 
 
@@ -89,7 +91,8 @@ def unpacking(file: Path, target: Path, tell: Tell) -> Iterator[tuple[Path, str,
         skeleton.write(variant, networks, made)
         n_done = 0
         for part, network in networks.items():
-            n_done = _write_part(file, made / part, network, sources[part], n_done, tell)
+            weights = "model.safetensors" if _is_clip(network) else "diffusion_pytorch_model.safetensors"
+            n_done = _write_part(file, made / part / weights, sources[part], n_done, tell)
         yield made, variant, _told(variant, header, made)
     tell(Note(f"{file.name} was unpacked to {target} ({n_bytes / 1e9:.1f} GB), which is read from now on; it may be deleted at any "
               "time between runs"))  # fmt: skip
@@ -157,25 +160,27 @@ def _with_vae(found: Checkpoint, vae: nn.Module) -> Checkpoint:
 
 
 def _sources(found: Checkpoint, part: str, network: nn.Module) -> dict[str, Source]:
-    """Every weight of a part to where it lies.
+    """Every weight of a part, under the name that files have for it, to where it lies.
 
     Raises:
         InputError: some are missing, or of other shapes.
     """
     header, sources, missing = found.headers[found.where], {}, []
     for name, tensor in network.state_dict().items():
-        path, _, leaf = listing.canonical(part, name, type(network).__name__.startswith("CLIP")).rpartition(".")
+        canonical, wanted = listing.canonical(part, name, _is_clip(network)), tuple(tensor.shape)
+        path, _, leaf = canonical.rpartition(".")
+        stored = canonical.removeprefix(f"{part}.")
         held = (found.biases if leaf == "bias" else found.held).get(path)
-        source = Source(held.key, held.begin, held.end) if held else _bare(found, part, f"{path}.{leaf}", header)
+        source = Source(held.key, held.begin, held.end, wanted) if held else _bare(found, part, stored, wanted)
         if source is None:
             missing.append(name)
             continue
         shape = header.tensors[source.key].shape
         rows = (source.end - source.begin, *shape[1:])
-        if _plain(rows) != _plain(tuple(tensor.shape)):
-            raise InputError(f"{source.key} is {list(rows)}", where=found.where, expected=f"{list(tensor.shape)}",
+        if _plain(rows) != _plain(wanted):
+            raise InputError(f"{source.key} is {list(rows)}", where=found.where, expected=f"{list(wanted)}",
                              advice="get the checkpoint from where it was published")  # fmt: skip
-        sources[name] = source
+        sources[stored] = source
     if missing:
         n = len(network.state_dict())
         some = f"{len(missing)} of {n} tensors of its {part} are missing, e.g. {missing[0]}"
@@ -184,17 +189,22 @@ def _sources(found: Checkpoint, part: str, network: nn.Module) -> dict[str, Sour
     return sources
 
 
+def _is_clip(network: nn.Module) -> bool:
+    return type(network).__name__.startswith("CLIP")
+
+
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape without the 1×1 that a convolution has and a linear layer lacks."""
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 
-def _bare(found: Checkpoint, part: str, path: str, header: Header) -> Source | None:
+def _bare(found: Checkpoint, part: str, stored: str, shape: tuple[int, ...]) -> Source | None:
     """A weight of OpenCLIP that is no module's there."""
-    name, turned = openclip.BARE.get(path.removeprefix(f"{part}."), ("", False))
+    name, turned = openclip.BARE.get(stored, ("", False))
+    tensors = found.headers[found.where].tensors
     for start, original in checkpoint.ENCODER_PREFIXES.get((found.family.name, part), ()):
-        if original is openclip.original and (key := f"{start}{name}") in header.tensors:
-            return Source(key, 0, header.tensors[key].shape[0], turned)
+        if original is openclip.original and (key := f"{start}{name}") in tensors:
+            return Source(key, 0, tensors[key].shape[0], shape, turned)
     return None
 
 
@@ -206,8 +216,7 @@ def _require_room(file: Path, target: Path, header: Header, sources: Mapping[str
     """
     needed = 0
     for source in (source for part in sources.values() for source in part.values()):
-        info = header.tensors[source.key]
-        needed += (source.end - source.begin) * prod(info.shape[1:]) * tensorfile.DTYPE_BYTES[info.dtype]
+        needed += prod(source.shape) * tensorfile.DTYPE_BYTES[header.tensors[source.key].dtype]
     there = next(folder for folder in (target, *target.parents) if folder.exists())
     free = shutil.disk_usage(there).free
     if free < needed + SPARE_BYTES:
@@ -216,33 +225,25 @@ def _require_room(file: Path, target: Path, header: Header, sources: Mapping[str
     return needed
 
 
-def _write_part(
-    file: Path, folder: Path, network: nn.Module, sources: Mapping[str, Source], n_done: int, tell: Tell
-) -> int:
+def _write_part(file: Path, target: Path, sources: Mapping[str, Source], n_done: int, tell: Tell) -> int:
     """Writes a part's weights; returns how many tensors are done now."""
-    state = network.state_dict()
-    is_clip = type(network).__name__.startswith("CLIP")
-    names = {listing.canonical("", name, is_clip)[1:]: name for name in sources}
     with tensorfile.lazy(file) as tensors:
-        described = {
-            stored: (tensors.header.tensors[sources[name].key].dtype, tuple(state[name].shape))
-            for stored, name in names.items()
-        }
+        known = tensors.header.tensors
 
         def get(stored: str) -> torch.Tensor | tensorfile.Region:
             nonlocal n_done
             n_done += 1
             tell(Tick(n_done, stored))
-            source, shape = sources[names[stored]], described[stored][1]
+            source = sources[stored]
             tensors.ahead(source.key)
             if source.turned:
                 return tensors.get_tensor(source.key).t().contiguous()
-            if source.end - source.begin == tensors.header.tensors[source.key].shape[0]:
+            if source.end - source.begin == known[source.key].shape[0]:
                 return tensors.region(source.key)
-            return tensors.rows(source.key, source.begin, source.end).reshape(shape)
+            return tensors.rows(source.key, source.begin, source.end).reshape(source.shape)
 
-        weights = "model.safetensors" if is_clip else "diffusion_pytorch_model.safetensors"
-        tensorfile.stream(folder / weights, described, get, {"format": "pt"})
+        described = {stored: (known[source.key].dtype, source.shape) for stored, source in sources.items()}
+        tensorfile.stream(target, described, get, {"format": "pt"})
     return n_done
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from deltaw import zoo
 from deltaw.families import clip_words
+from deltaw.families.unet_check import SDXL_SCALE
 from deltaw.tensorfile import write_text
 
 VAE: dict[str, Any] = {
@@ -24,7 +25,7 @@ VAE: dict[str, Any] = {
     "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 4, "sample_size": 512,
 }  # fmt: skip
 """The autoencoder's config of Stable Diffusion 1.x and 2.x."""
-_XL_VAE = {**VAE, "sample_size": 1024, "scaling_factor": 0.13025}
+_XL_VAE = {**VAE, "sample_size": 1024, "scaling_factor": SDXL_SCALE}
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,6 @@ PUBLISHED: Mapping[str, Published] = {
     "sdxl": Published("StableDiffusionXLPipeline", _XL_VAE, {"tokenizer": clip_words.END, "tokenizer_2": "!"}),
 }
 """Variant of `families.networks` to what belongs to it."""
-VARIANTS = (*PUBLISHED, "emoji")
-"""Whose folder can be made: the published ones', and that of the bundled base's shapes, from its own."""
 LARGER = {"sd2": 96}
 """`sample_size` where a base predicts v and that tells its resolution: Stable Diffusion 2's larger one, 768 px."""
 
@@ -68,6 +67,8 @@ def parts(variant: str) -> dict[str, nn.Module]:
 
 def write(variant: str, networks: Mapping[str, nn.Module], out: Path) -> None:
     """Writes the small files of a base that predicts noise; `predicting` says otherwise later.
+
+    Of the bundled base's shapes they are copies of its own.
 
     Args:
         variant: of the base.

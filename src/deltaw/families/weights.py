@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from deltaw import int8, tensorfile
 
@@ -23,7 +22,7 @@ def load(
     with something missing, are for diffusers' own loader, which knows the names and says what is missing.
 
     Args:
-        empty: makes the network on the meta device.
+        empty: makes the network on the meta device. What its modules share is read into the first of them.
         files: its safetensors files.
         device: where the network goes.
         dtype: of its weights, which are converted as they are read.
@@ -33,7 +32,7 @@ def load(
         network = empty()
     wanted = {
         name: tuple(tensor.shape) for name, tensor in network.named_parameters()
-    }  # one that is shared counts once
+    }  # what modules share counts once
     there = {name: info.shape for file in files for name, info in tensorfile.read_header(file).tensors.items()}
     if there != wanted or next(network.buffers(), None) is not None:
         return None
@@ -41,8 +40,6 @@ def load(
         with tensorfile.lazy(file) as tensors:
             for name in tensors.header.tensors:
                 _put(network, name, tensors.get_tensor(name).to(device), dtype, packed=packed)
-    if isinstance(network, PreTrainedModel):
-        network.tie_weights()  # a table of words that two modules share is in the files once
     return network.eval()
 
 
