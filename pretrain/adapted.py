@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from deltaw import formats
-from deltaw.families import bases, sd
+from deltaw.families import bases, sd, solvers
 from deltaw.verbs.painter import Painter, Recipe
 from deltaw.zoo import bundled_base
 from pretrain import data, measure, run
@@ -34,13 +34,12 @@ def asked(folder: Path) -> list[dict[str, Any]]:
 
 def recipes(records: list[dict[str, Any]], base: sd.StableDiffusion, painter: Painter) -> list[Recipe]:
     """What to draw; picture i has seed i."""
-    side, dtype = base.resolution_px, str(painter.dtype).removeprefix("torch.")
-    steps, guidance = painter.default("steps", base.drawn_in_steps), painter.default("guidance", base.guidance)
+    (sampler, steps), side = solvers.chosen(base), base.resolution_px
+    guidance = painter.default("guidance", base.guidance)
     return [
-        Recipe(f"{r['name']}, {STYLE} style", "", i, steps, guidance, side, side, (), base.folder.path.name, "",
-               dtype, painter.device.type)
+        Recipe(f"{r['name']}, {STYLE} style", "", i, steps, guidance, side, side, sampler=sampler)
         for i, r in enumerate(records)
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """Measures a base: `python -m pretrain.measure --base FOLDER`. Four figures, each on fixed inputs.
 
 concept, style   200 prompts "NAME, STYLE style" with fixed seeds through the unmodified StableDiffusionPipeline
-                 (DDIM, 25 steps, guidance 4), judged by `pretrain.classifier`
+                 (guidance 4), judged by `pretrain.classifier`
 line, mixed      mean PSNR of encode -> decode on the held-out line style, and on validation pairs of the
                  pretraining styles; the other held-out styles are told too
 
+`--sampler`, `--steps`: as `deltaw generate` has them; the base's own scheduler (DDIM) in 25 steps by default.
 `--vae FOLDER` (repeatable) decodes the same latents with another VAE as well: with the encoder unchanged the
 U-Net's part is the same and need not be sampled twice.
 """
@@ -21,9 +22,11 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from deltaw import tensorfile
+from deltaw.families import solvers
 from pretrain import captions, classifier, data, run, sources
 
 N_PROMPTS = 200
+STEPS = 25
 MIN_STYLES = 4
 """Prompted concepts are those that the base saw in at least so many styles."""
 
@@ -49,17 +52,25 @@ def asked(folder: Path, n: int = N_PROMPTS) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def sample(base: Path, records: list[dict[str, Any]], device: str, batch: int = 20) -> torch.Tensor:
+def sample(
+    base: Path,
+    records: list[dict[str, Any]],
+    device: str,
+    sampler: str = solvers.OWN,
+    steps: int = STEPS,
+    batch: int = 20,
+) -> torch.Tensor:
     """The latents that the base makes of the prompts; picture i has seed i, whatever the batch."""
     pipe = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32, safety_checker=None).to(device)
     pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = solvers.scheduler(pipe.scheduler, sampler)
     found = []
     for i in range(0, len(records), batch):
         prompts = [captions.prompt(r["name"], r["style_word"]) for r in records[i : i + batch]]
         seeds = [torch.Generator().manual_seed(i + j) for j in range(len(prompts))]
         made = pipe(
             prompts,
-            num_inference_steps=25,
+            num_inference_steps=steps,
             guidance_scale=4.0,
             generator=seeds,
             output_type="latent",
@@ -118,11 +129,17 @@ def main() -> None:
     parser.add_argument(
         "--latents", type=Path, help="what an earlier run sampled (its --out with .safetensors): judge that again"
     )
+    parser.add_argument("--sampler", choices=(solvers.OWN, solvers.FAST), default=solvers.OWN)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path, default=run.RUNS / "measures.json")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     records = asked(args.data, args.prompts)
-    z = tensorfile.read(args.latents)["latents"] if args.latents else sample(args.base, records, args.device)
+    z = (
+        tensorfile.read(args.latents)["latents"]
+        if args.latents
+        else sample(args.base, records, args.device, args.sampler, args.steps)
+    )
     result = {}
     for folder in [args.base / "vae", *args.vae]:
         vae = open_vae(folder)

@@ -93,6 +93,9 @@ class TrainOptions(BaseModel):
     final_all: bool | None = _option("At the end train anew on all pictures for the picked number of steps.", flag=True)
     prompts: list[str] | None = _option("Prompts of the contact sheet.", min_length=1)
     sample_steps: int | None = _option("Denoising steps of the contact sheet.", ge=1)
+    sampler: Literal["base", "dpm++"] | None = _option(
+        "What draws the contact sheet: the base's own scheduler, or DPM-Solver++, which needs half its steps."
+    )
     guidance: float | None = _option("Classifier-free guidance of the contact sheet.", ge=0)
     caption_encoding: str | None = _option("Encoding of caption files that are not UTF-8, e.g. cp1252.")
     device: str | None = _option("cpu, cuda, cuda:1, mps. Default: the fastest that works.")

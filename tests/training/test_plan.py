@@ -12,7 +12,7 @@ from deltaw import options
 from deltaw.data import folder
 from deltaw.data.folder import Dataset, Picture
 from deltaw.errors import UsageError
-from deltaw.families import bases
+from deltaw.families import bases, solvers
 from deltaw.training import plan, run
 from deltaw.zoo import bundled_base
 
@@ -32,6 +32,15 @@ def test_the_base_recommends(pictures: Callable[..., Path]) -> None:
     made = make(pictures(10), bundled_base())
     assert (made.settings.rank, made.settings.batch, made.values["rank"].origin) == (8, 16, "base")
     assert made.settings.min_snr_gamma == 0, "the base predicts v"
+
+
+def test_the_sheet_is_drawn_as_generate_draws(pictures: Callable[..., Path], tiny_base: Path) -> None:
+    for base in (tiny_base, bundled_base()):
+        settings = make(pictures(3), base).settings
+        assert (settings.sampler, settings.sample_steps) == solvers.chosen(bases.open_base(base))
+    own = make(pictures(3), bundled_base(), sampler="base")
+    assert (own.settings.sampler, own.settings.sample_steps) == ("base", 25)
+    assert own.values["sampler"].reason == "you asked for it"
 
 
 def test_min_snr_is_on_for_a_base_that_predicts_noise(pictures: Callable[..., Path], tiny_base: Path) -> None:

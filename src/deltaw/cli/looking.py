@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from deltaw.cli.shell import AsJson, Base, Denoising, Device, Dtype, Guidance, Strict, app, listening
+from deltaw.cli.shell import AsJson, Base, Denoising, Device, Dtype, Guidance, Sampler, Strict, app, listening
 from deltaw.errors import EXIT_INPUT, InputError
 
 ForBase = Annotated[str | None, Parameter(help="The base it is meant for: a diffusers folder or a single file.")]
@@ -92,6 +92,7 @@ def compare(
     seed: Annotated[int, Parameter(help="Seed of the first column; the next ones follow.")] = 0,
     seeds: Annotated[int, Parameter(help="Pictures a prompt.")] = 1,
     steps: Denoising = None,
+    sampler: Sampler = None,
     guidance: Guidance = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -104,7 +105,7 @@ def compare(
 
         verb.compare(
             files, prompts=prompt or (), reference=reference, base=base, out=out, seed=seed, seeds=seeds, steps=steps,
-            guidance=guidance, device=device, dtype=dtype, strict=strict, tell=show,
+            sampler=sampler, guidance=guidance, device=device, dtype=dtype, strict=strict, tell=show,
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from deltaw.cli.shell import AsJson, Base, Denoising, Device, Dtype, Guidance, Strict, app, listening
+from deltaw.cli.shell import AsJson, Base, Denoising, Device, Dtype, Guidance, Sampler, Strict, app, listening
 
 
 @app.command
@@ -22,6 +22,7 @@ def generate(
     negative: Annotated[str | None, Parameter(help="What to steer away from.")] = None,
     seed: Annotated[int | None, Parameter(help="Seed of the first picture; the next ones add 1 each.")] = None,
     steps: Denoising = None,
+    sampler: Sampler = None,
     guidance: Guidance = None,
     size: Annotated[str | None, Parameter(help="SIDE or WIDTHxHEIGHT in pixels.")] = None,
     count: Annotated[int, Parameter(help="Pictures per prompt.")] = 1,
@@ -42,6 +43,6 @@ def generate(
         from deltaw.verbs import generate as verb
 
         verb.generate(
-            prompts, loras=lora or (), base=base, negative=negative, seed=seed, steps=steps, guidance=guidance, size=size,
-            count=count, out=out, grid=grid, like=like, device=device, dtype=dtype, strict=strict, tell=show,
+            prompts, loras=lora or (), base=base, negative=negative, seed=seed, steps=steps, sampler=sampler, guidance=guidance,
+            size=size, count=count, out=out, grid=grid, like=like, device=device, dtype=dtype, strict=strict, tell=show,
         )  # fmt: skip

@@ -26,6 +26,10 @@ Base = Annotated[
     Parameter(help="Base model: a diffusers folder, a single safetensors file or a hub id. Default: the bundled one."),
 ]
 Denoising = Annotated[int | None, Parameter(help="Denoising steps.")]
+Sampler = Annotated[
+    str | None,
+    Parameter(help="base (its own scheduler) or dpm++. Default: what needs fewer steps where the base allows it."),
+]
 Guidance = Annotated[float | None, Parameter(help="Classifier-free guidance.")]
 Device = Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str | None, Parameter(help="float32, bfloat16 or float16.")]

@@ -37,8 +37,10 @@ class Base(ABC):
 
     guidance: ClassVar[float]
     """How far drawing is guided where nothing else is said, as in diffusers' pipeline."""
+    samplers: tuple[str, ...] = ("base",)
+    """What it can be drawn with, the better one first (`solvers`)."""
     drawn_in_steps: int = 25
-    """Denoising steps of a drawing where nothing else is said."""
+    """Denoising steps of a drawing by its own scheduler where nothing else is said."""
     guided_twice: ClassVar[bool] = True
     """Guidance asks the network twice, with the prompt and with what to steer away from; else it is told a number."""
     targets: ClassVar[str]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.diffusion import objective, schedule
+from deltaw.families import solvers
 from deltaw.families.base import Base, counter, padded
 from deltaw.families.base_folder import BaseFolder
 
@@ -22,6 +23,7 @@ class StableDiffusion(Base):
     def __init__(self, folder: BaseFolder, family: str):
         super().__init__(folder, family)
         self.objective = objective.named(folder.configs["scheduler"].get("prediction_type", "epsilon"))
+        self.samplers = solvers.usable(folder.configs["scheduler"])
         self.schedule = schedule.from_alphas_cumprod(self._scheduler().alphas_cumprod)
 
     @property

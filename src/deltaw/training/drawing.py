@@ -64,11 +64,11 @@ def draw(session: Session, data: Feed, result: str) -> Drawn:
         result: the name of what the file holds.
     """
     columns, folder, settings = asking.columns(session.plan), session.folder, session.plan.settings
+    side = settings.resolution
     recipes = [
-        Recipe(c.prompt, "", c.seed, settings.sample_steps, settings.guidance, settings.resolution,
-               settings.resolution, (), session.base.folder.path.name, "", settings.dtype, session.device.type)
+        Recipe(c.prompt, "", c.seed, settings.sample_steps, settings.guidance, side, side, sampler=settings.sampler)
         for c in columns
-    ]  # fmt: skip
+    ]
     painter = Painter(session.base, str(session.device), settings.dtype, packed=settings.base_int8, read=recipes)
     drawn = _latents(session, painter, recipes, result)
     painter.let_go()

@@ -17,7 +17,7 @@ from deltaw.families.base_folder import BaseFolder
 from deltaw.training.plan import Plan
 
 FREE = frozenset({
-    "prompts", "sample_steps", "guidance", "snapshots", "stop", "until", "pick", "save_dtype", "dialect", "checkpointing",
+    "prompts", "sample_steps", "sampler", "guidance", "snapshots", "stop", "until", "pick", "save_dtype", "dialect", "checkpointing",
 })  # fmt: skip
 """Settings that a resumed run may change, since the weights do not depend on them."""
 SHOWN = 5

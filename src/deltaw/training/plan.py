@@ -16,6 +16,7 @@ from deltaw import formats
 from deltaw.data import buckets as bucketing
 from deltaw.data.folder import Dataset
 from deltaw.errors import UsageError
+from deltaw.families import solvers
 from deltaw.families.base import Base
 from deltaw.options import Given
 from deltaw.training import optim
@@ -64,6 +65,7 @@ class Settings:
     final_all: bool
     prompts: tuple[str, ...]
     sample_steps: int
+    sampler: str
     guidance: float
     device: str
     dtype: str
@@ -219,7 +221,9 @@ def _choose_model(choose: _Chooser, base: Base) -> None:
     )
     choose.pick("min_snr_gamma", gamma, why)
     drawing = base.folder.recommended.get("generate", {})
-    choose.pick("sample_steps", drawing.get("steps", base.drawn_in_steps), "as `deltaw generate` draws", "default")
+    sampler, usual = solvers.chosen(base, choose.given.options.sampler)
+    choose.pick("sampler", sampler, "as `deltaw generate` draws", "default")
+    choose.pick("sample_steps", usual, "as `deltaw generate` draws", "default")
     choose.pick("guidance", drawing.get("guidance", base.guidance), "as `deltaw generate` draws", "default")
 
 

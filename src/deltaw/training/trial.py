@@ -125,9 +125,10 @@ def sample(
     settings = made.settings
     tell(Phase("try one sample"))
     n_steps = FIRST_DRAWN[device.type == "cuda"] + 1
-    recipe = Recipe("", "", 0, n_steps, settings.guidance, settings.resolution, settings.resolution, (), "", "", "", "")
-    columns = asking.columns(made)
-    recipes = [replace(recipe, prompt=column.prompt) for column in columns[:n]]
+    columns, side = asking.columns(made), settings.resolution
+    recipes = [
+        Recipe(c.prompt, "", 0, n_steps, settings.guidance, side, side, sampler=settings.sampler) for c in columns[:n]
+    ]
     painter = Painter(base, str(device), settings.dtype, packed=settings.base_int8, read=recipes)
     step_s, decode_s, network = _draw(painter, recipes, keep=keep)
     del painter

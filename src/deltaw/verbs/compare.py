@@ -15,7 +15,7 @@ from deltaw import device as devices
 from deltaw import sheet, tensorfile, zoo
 from deltaw.errors import InputError, UsageError
 from deltaw.events import Note, Phase, Saved, Table, Tell, silent
-from deltaw.families import bases
+from deltaw.families import bases, solvers
 from deltaw.families.base import Base
 from deltaw.judge import choice, scores
 from deltaw.judge.choice import Candidate
@@ -83,7 +83,7 @@ class Comparison:
 def compare(
     files: Sequence[str | Path | tuple[str | Path, float]], *, prompts: Sequence[str] = (),
     reference: str | Path | None = None, base: str | Path | None = None, out: str | Path | None = None, seed: int = 0,
-    seeds: int = 1, steps: int | None = None, guidance: float | None = None, device: str | None = None,
+    seeds: int = 1, steps: int | None = None, sampler: str | None = None, guidance: float | None = None, device: str | None = None,
     dtype: str | None = None, strict: bool = False, tell: Tell = silent,
 ) -> Comparison:  # fmt: skip
     """Judges any LoRAs at any strengths by the same questions, prompts and seeds.
@@ -96,17 +96,18 @@ def compare(
         out: the result folder, new or empty; `compare` by default.
         seed: of the first column; the next ones follow.
         seeds: pictures a prompt.
-        steps, guidance: of drawing, as the base recommends by default.
+        steps, sampler, guidance: of drawing, as the base recommends by default.
         device, dtype: where and in which precision to compute.
         strict: a file that fits the base only partly is an error.
         tell: hears events.
 
     Raises:
-        UsageError: no file, or a result folder that is not empty.
+        UsageError: no file, a result folder that is not empty, or a sampler that the base is not drawn with.
         InputError: a file, the base or the reference cannot be used.
     """
     target = _prepared(files, Path(out) if out else Path("compare"))
     opened = bases.open_base(base or zoo.bundled_base(), tell)
+    sampler, usual = solvers.chosen(opened, sampler)
     entries = contest.load(files, opened, strict, tell)
     words = list(dict.fromkeys(word for e in entries for delta, _ in e.deltas for word in delta.trigger))
     on, _ = devices.choose(device)
@@ -119,7 +120,7 @@ def compare(
     asked = columns(list(prompts) or _prompts(opened, called_by), called_by, seed, seeds)
     everyone = [Entry("base", opened.folder.path, 1.0, ()), *entries]
     rows = contest.draw(
-        painter, asked, everyone, steps or painter.default("steps", opened.drawn_in_steps),
+        painter, asked, everyone, (sampler, steps or usual),
         painter.default("guidance", opened.guidance) if guidance is None else guidance, tell,
     )  # fmt: skip
     moved = contest.drifts(painter, rows[0], asked, everyone, called_by, seed)

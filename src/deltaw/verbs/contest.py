@@ -108,17 +108,11 @@ def tell_seen(entries: Sequence[Entry], known: Reference, tell: Tell) -> None:
                       "which flatters its loss; other pictures would judge it fairly"))  # fmt: skip
 
 
-def draw(painter: Painter, columns: Sequence[Column], entries: Sequence[Entry], steps: int, guidance: float,
+def draw(painter: Painter, columns: Sequence[Column], entries: Sequence[Entry], how: tuple[str, int], guidance: float,
          tell: Tell) -> list[Tensor]:  # fmt: skip
-    """Latents (m, c, h, w) of one row an entry, the same words and seeds in every one."""
-    base = painter.base
-    side, dtype = base.resolution_px, str(painter.dtype).removeprefix("torch.")
-    recipes = [
-        Recipe(
-            c.prompt, "", c.seed, steps, guidance, side, side, (), base.folder.path.name, "", dtype, painter.device.type
-        )
-        for c in columns
-    ]
+    """Latents (m, c, h, w) of one row an entry, the same words and seeds in every one; `how`: sampler and steps."""
+    (sampler, steps), side = how, painter.base.resolution_px
+    recipes = [Recipe(c.prompt, "", c.seed, steps, guidance, side, side, sampler=sampler) for c in columns]
     tell(Phase("draw", len(entries) * len(columns), "pictures"))
     rows = []
     for entry in entries:

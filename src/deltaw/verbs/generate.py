@@ -15,20 +15,22 @@ from deltaw import formats, sheet, tensorfile, zoo
 from deltaw.delta import Delta
 from deltaw.errors import InputError, UsageError
 from deltaw.events import Note, Phase, Saved, Tell, Tick, Warn, silent
-from deltaw.families import bases
+from deltaw.families import bases, solvers
 from deltaw.families.base import Base
 from deltaw.options import weighted
 from deltaw.verbs.painter import Painter, Recipe, Use
 
 CHUNK = "deltaw"
 """The PNG text chunk that holds a picture's recipe as JSON."""
-GRID_KEYS = ("strength", "prompt", "seed", "steps", "guidance")
+GRID_KEYS = ("strength", "prompt", "seed", "steps", "sampler", "guidance")
+WORDS = ("prompt", "sampler")
+"""Those of the keys whose values are no numbers."""
 
 
 def generate(
     prompts: str | Sequence[str] | None = None, *, loras: Sequence[str | Path | tuple[str | Path, float]] = (),
     base: str | Path | None = None, negative: str | None = None, seed: int | None = None, steps: int | None = None,
-    guidance: float | None = None, size: str | None = None, count: int = 1, out: str | Path | None = None,
+    sampler: str | None = None, guidance: float | None = None, size: str | None = None, count: int = 1, out: str | Path | None = None,
     grid: str | None = None, like: str | Path | None = None, device: str | None = None, dtype: str | None = None,
     strict: bool = False, tell: Tell = silent,
 ) -> list[Path]:  # fmt: skip
@@ -40,7 +42,7 @@ def generate(
         base: a diffusers folder, single file or hub id; the bundled base by default.
         negative: what to steer away from.
         seed: of the first picture; the next ones add 1 each.
-        steps, guidance, size: as the base recommends by default; size is "SIDE" or "WIDTHxHEIGHT".
+        steps, sampler, guidance, size: as the base recommends by default; size is "SIDE" or "WIDTHxHEIGHT".
         count: pictures per prompt.
         out: a file for one picture or a grid, else a folder; the current folder by default.
         grid: "strength=0,0.5,1", "prompt=a cat|a dog", ...: one labelled sheet instead of single files.
@@ -51,7 +53,7 @@ def generate(
 
     Raises:
         InputError: a LoRA or picture cannot be used with this base.
-        UsageError: nothing to draw, or options that contradict each other.
+        UsageError: nothing to draw, options that contradict each other, or a sampler that the base is not drawn with.
     """
     past = read_recipe(like) if like else {}
     paths = [_lora_path(entry) for entry in loras]
@@ -63,21 +65,22 @@ def generate(
     if negative and not opened.guided_twice:
         raise UsageError(f"{opened.folder.path.name} is guided by a number and reads no negative prompt", where="--negative",
                          advice="say in the prompt what should be there instead")  # fmt: skip
+    drawn_by, usual = solvers.chosen(opened, sampler or past.get("sampler", solvers.OWN if past else None))
     tell(Phase("load base"))
     painter = Painter(opened, device or past.get("device"), dtype or past.get("dtype"))
     width, height = _size(size or past.get("size") or str(painter.base.resolution_px), painter.base.drawn_step_px)
     recipe = Recipe(
         prompt=wanted[0] if wanted else "", negative=past.get("negative", "") if negative is None else negative,
         seed=int(past.get("seed", 0)) if seed is None else seed,
-        steps=steps or int(past.get("steps", 0)) or painter.default("steps", opened.drawn_in_steps),
+        steps=steps or int(past.get("steps", 0)) or usual,
         guidance=guidance if guidance is not None else past.get("guidance", painter.default("guidance", opened.guidance)),
         width_px=width, height_px=height, loras=uses, base=painter.base.folder.path.name,
         base_sha256=painter.base.folder.digest(painter.base.component), dtype=str(painter.dtype).removeprefix("torch."),
-        device=painter.device.type,
+        device=painter.device.type, sampler=drawn_by,
     )  # fmt: skip
     _same_base(past, recipe, tell)
-    tell(Note(f"{painter.base.folder.path.name} on {painter.device}, {recipe.dtype}; seed {recipe.seed}, {recipe.steps} steps, "
-              f"guidance {recipe.guidance:g}"))  # fmt: skip
+    tell(Note(f"{painter.base.folder.path.name} on {painter.device}, {recipe.dtype}; seed {recipe.seed}, {recipe.steps} steps "
+              f"of {recipe.sampler}, guidance {recipe.guidance:g}"))  # fmt: skip
     singles = [replace(recipe, prompt=p, seed=recipe.seed + i) for p in wanted or [""] for i in range(count)]
     if grid:
         return [_write_grid(painter, singles, deltas_of, grid, out, tell)]
@@ -210,6 +213,8 @@ def _write_grid(
 ) -> Path:  # fmt: skip
     """Rows: the prompts or pictures asked for; columns: the values of the grid's key."""
     key, values = parse_grid(grid)
+    for sampler in values if key == "sampler" else ():
+        solvers.chosen(painter.base, sampler)
     rows_of = [recipes[0]] if key == "prompt" else list(recipes)
     tell(Phase("draw", len(rows_of) * len(values), "pictures"))
     rows = []
@@ -240,7 +245,7 @@ def parse_grid(grid: str) -> tuple[str, list[str]]:
         raise UsageError(f"grid {grid!r} is not understood", where="--grid", expected=f"one of {', '.join(GRID_KEYS)}, "
                          "e.g. strength=0,0.5,1 or prompt=a cat|a dog")  # fmt: skip
     try:
-        [float(v) for v in values if key != "prompt"]
+        [float(v) for v in values if key not in WORDS]
     except ValueError as error:
         raise UsageError(f"grid {grid!r}: {error}", where="--grid", expected="numbers") from error
     return key, values
@@ -251,5 +256,5 @@ def _varied(
 ) -> tuple[Recipe, list[tuple[Delta, float]]]:
     if key == "strength":
         return recipe, [(delta, float(value) * strength) for delta, strength in deltas]
-    typed = {"prompt": str, "seed": int, "steps": int, "guidance": float}[key](value)
+    typed = {"prompt": str, "sampler": str, "seed": int, "steps": int, "guidance": float}[key](value)
     return replace(recipe, **{key: typed}), list(deltas)

@@ -13,7 +13,7 @@ from deltaw import device as devices
 from deltaw import inject, zoo
 from deltaw.delta import Delta
 from deltaw.errors import InputError
-from deltaw.families import bases
+from deltaw.families import bases, solvers
 from deltaw.families.base import Base
 
 
@@ -28,7 +28,10 @@ class Use:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a picture; with the same machine and versions, every bit of it."""
+    """Everything that decides a picture; with the same machine and versions, every bit of it.
+
+    What has a default beside the sampler is only written down: a painter holds it already.
+    """
 
     prompt: str
     negative: str
@@ -37,11 +40,12 @@ class Recipe:
     guidance: float
     width_px: int
     height_px: int
-    loras: tuple[Use, ...]
-    base: str
-    base_sha256: str
-    dtype: str
-    device: str
+    loras: tuple[Use, ...] = ()
+    base: str = ""
+    base_sha256: str = ""
+    dtype: str = ""
+    device: str = ""
+    sampler: str = solvers.OWN
 
 
 class Painter:
@@ -66,6 +70,7 @@ class Painter:
         self._known: list[str] = []
         self._told: Mapping[str, torch.Tensor | None] | None = None
         self.pipe = self.base.pipeline(self.device, self.dtype, packed=packed, networkless=read is not None)
+        self._scheduler = self.pipe.scheduler
         self.pipe.vae.to(torch.float32)  # its rounding shows, and some VAEs overflow in float16
         if read is not None:
             self._read(read)
@@ -130,6 +135,7 @@ class Painter:
             return kept
 
         first = recipes[0]
+        self.pipe.scheduler = solvers.scheduler(self._scheduler, first.sampler)
         drawn = self.pipe(
             **words, generator=[torch.Generator().manual_seed(r.seed) for r in recipes], num_inference_steps=first.steps,
             width=first.width_px, height=first.height_px, output_type="latent", callback_on_step_end=after_step,
