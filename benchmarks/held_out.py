@@ -17,7 +17,7 @@ from deltaw.data import buckets, feed, folder
 from deltaw.data.cache import Cache
 from deltaw.delta import Delta
 from deltaw.events import silent
-from deltaw.families import sd
+from deltaw.families.base import Base
 from deltaw.judge import questions as asking
 from deltaw.judge import scores
 
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 CPU = torch.device("cpu")
 
 
-def questions(base: sd.StableDiffusion, pictures: Path, seed: int = 12345) -> asking.Questions:
+def questions(base: Base, pictures: Path, seed: int = 12345) -> asking.Questions:
     """The fixed questions about a folder of captioned pictures."""
     dataset = folder.scan(pictures)
     sizes = [buckets.bucket(p.size_px, base.resolution_px, base.bucket_step_px) for p in dataset.pictures]
@@ -35,7 +35,7 @@ def questions(base: sd.StableDiffusion, pictures: Path, seed: int = 12345) -> as
     return asking.about(data.latents, [data.texts[c] for c in captions], base.objective, base.schedule, seed)
 
 
-def compare(base: sd.StableDiffusion, pictures: Path, files: Sequence[Path]) -> list[scores.Score]:
+def compare(base: Base, pictures: Path, files: Sequence[Path]) -> list[scores.Score]:
     """Each file's score against the base, computed in float32."""
     probe = questions(base, pictures)
     unet = base.denoiser(CPU, torch.float32)

@@ -22,7 +22,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from benchmarks.held_out import CPU, HERE
 from deltaw.data import folder, image
-from deltaw.families import bases, sd
+from deltaw.families import bases
+from deltaw.families.base import Base
 from deltaw.families.blueprint import Blueprint
 from deltaw.training import graph
 from deltaw.zoo import bundled_base
@@ -43,14 +44,14 @@ def stock(path: Path, dtype: torch.dtype) -> UNet2DConditionModel:
     return UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype).eval()
 
 
-def loading(base: sd.StableDiffusion) -> None:
+def loading(base: Base) -> None:
     ours_s, _ = second(lambda: base.denoiser(CPU, HALF))
     theirs_s, _ = second(lambda: stock(base.folder.path, HALF))
     print(f"loading the network: {ours_s:.2f} s, by diffusers {theirs_s:.2f} s")
 
 
 @torch.no_grad()
-def encoding(base: sd.StableDiffusion, px: int) -> None:
+def encoding(base: Base, px: int) -> None:
     found = [image.load(p.path, digest=p.digest) for p in folder.scan(HERE / "held_out" / "streamline").pictures[:8]]
     pictures = [image.fit(x, (px, px))[np.newaxis] for x in found]
     latents = []
@@ -66,7 +67,7 @@ def encoding(base: sd.StableDiffusion, px: int) -> None:
 
 
 @torch.no_grad()
-def rounding(base: sd.StableDiffusion, px: int) -> None:
+def rounding(base: Base, px: int) -> None:
     exact, fused = (stock(base.folder.path, dtype) for dtype in (torch.float32, HALF))
     latents = Blueprint(base.folder.configs).latents(4, (px, px))
     torch.manual_seed(0)
@@ -81,7 +82,7 @@ def rounding(base: sd.StableDiffusion, px: int) -> None:
         print(f"a prediction at time {at} in bfloat16 is off by {100 * off[0]:.2f} % fused, {100 * off[1]:.2f} % plain")
 
 
-def checkpointing(base: sd.StableDiffusion, px: int) -> None:
+def checkpointing(base: Base, px: int) -> None:
     job = graph.Job(HALF, 4, 8, base.targets, (px, px), px, 1, True, 2)
     for on in (False, True):
         step = graph.measure(Blueprint(base.folder.configs), replace(job, checkpointing=on)).step

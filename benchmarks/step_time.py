@@ -48,7 +48,7 @@ TARGETS = {"flux1": flux.Flux.targets, "sd35": sd_3.StableDiffusion3.targets}
 def network(name: str, device: torch.device, dtype: torch.dtype, **changes: Any) -> Any:
     """A frozen network as diffusers has it: the bundled base's, or one of a published base's shapes with random weights."""
     if name == "bundled":
-        found = UNet2DConditionModel.from_pretrained(bundled_base(), subfolder="unet", torch_dtype=dtype)
+        found: Any = UNet2DConditionModel.from_pretrained(bundled_base(), subfolder="unet", torch_dtype=dtype)
     else:
         torch.manual_seed(0)
         torch.set_default_dtype(dtype)
@@ -59,7 +59,7 @@ def network(name: str, device: torch.device, dtype: torch.dtype, **changes: Any)
     return found.to(device).eval().requires_grad_(False)
 
 
-def twin(model: Any) -> nn.Module:
+def twin(model: Any) -> Any:
     """A network of its own that reads the same weights."""
     with torch.device("meta"):
         made = type(model).from_config(model.config)

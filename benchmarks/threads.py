@@ -3,12 +3,13 @@
     python -m benchmarks.threads
 
 Each setting runs in a process of its own, alone and then beside as many busy processes as there are
-cores; the figure is the mean of four steps of batch 16 after one that warms up.
+cores; the figure is the median of twelve steps of batch 16 after one that warms up.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -21,31 +22,37 @@ SETTINGS = {
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 BUSY = "import torch\nx = torch.randn(1500, 1500)\nwhile True: x = (x @ x).clamp(-1, 1)"
-N_STEPS = 4
+N_STEPS = 12
 
 
 def steps() -> float:
     """Seconds per step in this process."""
     import torch
 
-    from benchmarks.step_time import contenders, inputs, step
+    from benchmarks.step_time import contenders, inputs, network
     from deltaw import device as devices
+    from deltaw.families.sd import StableDiffusion
 
-    dtype, _ = devices.compute_dtype(torch.device("cpu"))
-    model = contenders("bundled", torch.device("cpu"), dtype)["DeltaW"]
-    asked = inputs(model.config, 128, 16, torch.device("cpu"), dtype)
-    step(model, asked, to_inputs=False)
-    start = time.perf_counter()
+    cpu = torch.device("cpu")
+    dtype, _ = devices.compute_dtype(cpu)
+    limit = network("bundled", cpu, dtype)
+    asked = inputs(limit.config, 128, 16, cpu, dtype)
+    step = contenders(limit, asked, StableDiffusion.targets, cpu, dtype, packed=False)["DeltaW"]
+    step()
+    seconds = []
     for _ in range(N_STEPS):
-        step(model, asked, to_inputs=False)
-    return (time.perf_counter() - start) / N_STEPS
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def measure(setting: dict[str, str]) -> float:
-    """Seconds per step in a process with that environment."""
+    """Seconds per step in a process with that setting and no other of its kind."""
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "OMP_"))}
     code = "from benchmarks.threads import steps; print(steps())"
     found = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **setting}, check=True, capture_output=True, text=True
+        [sys.executable, "-c", code], env={**plain, **setting}, check=True, capture_output=True, text=True
     )
     return float(found.stdout.split()[-1])
 

@@ -23,7 +23,8 @@ from benchmarks.held_out import HERE, compare
 from benchmarks.peers import jobs, trainers
 from benchmarks.peers.jobs import Job
 from benchmarks.peers.trainers import ROOT, Start
-from deltaw.families import bases, sd
+from deltaw.families import bases
+from deltaw.families.base import Base
 from deltaw.zoo import bundled_base
 
 DOCUMENTED = ("--learning_rate", "1e-4", "--lr_scheduler", "constant", "--lr_warmup_steps", "0", "--random_flip")
@@ -60,7 +61,7 @@ def run(start: Start, scratch: Path, minutes: float) -> float:
     return began
 
 
-def judged(base: sd.StableDiffusion, style: str, files: Sequence[Path], began: float) -> list[Snapshot]:
+def judged(base: Base, style: str, files: Sequence[Path], began: float) -> list[Snapshot]:
     """The snapshots of one run in the order of their writing, each with its held-out loss."""
     found = sorted((Snapshot(f, f.stat().st_mtime - began) for f in files), key=lambda s: s.at_s)
     scores = compare(base, HERE / "held_out" / style, [s.file for s in found])

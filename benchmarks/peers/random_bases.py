@@ -40,7 +40,7 @@ def base_of(shapes: str, out: Path) -> Path:
                 kind(**{**config, **told}).save_pretrained(out / name)
                 index[name] = ["diffusers", kind.__name__]
                 continue
-            settings = T5Config(**config) if kind is T5EncoderModel else CLIPTextConfig(**config)
+            settings: Any = T5Config(**config) if kind is T5EncoderModel else CLIPTextConfig(**config)
             kind(settings).save_pretrained(out / name)
             words = name.replace("text_encoder", "tokenizer")
             _write_tokenizer(kind, out / words)

@@ -378,16 +378,23 @@ def test_no_more_is_asked_or_drawn_at_a_time_than_a_step_has_room_for(
     base, made = planned
     found = forecast.make(base, made)
     assert (found.at_a_time, found.drawn_at_a_time) == (16, found.job.n_drawn), "small ones are not worth the time"
+    room = found.graph.draw.peak_bytes * 10
+    monkeypatch.setattr(memory, "SMALL_BYTES", room)  # a CPU takes no more, whatever a step needs
+    _takes_what_fits(found.graph, found.job, room)
+    on_gpu = replace(found.job, device=torch.device("cuda"))
+    _takes_what_fits(found.graph, on_gpu, max(room, memory._scattered(found.graph.step.peak_bytes, on_gpu)))
     monkeypatch.setattr(memory, "SMALL_BYTES", 0)
-    step = memory._scattered(found.graph.step.peak_bytes, found.job)
+    assert memory.at_a_time(found.graph, found.job) == memory.drawn_at_a_time(found.graph, found.job) == 1
+    _takes_what_fits(found.graph, on_gpu, memory._scattered(found.graph.step.peak_bytes, on_gpu))
+
+
+def _takes_what_fits(made: graph.Graph, job: graph.Job, room: int) -> None:
     for n, most, need in (
-        (found.at_a_time, 16, memory._asked),
-        (found.drawn_at_a_time, found.job.n_drawn, memory._drawn),
+        (memory.at_a_time(made, job), 16, memory._asked),
+        (memory.drawn_at_a_time(made, job), job.n_drawn, memory._drawn),
     ):
-        assert need(found.graph, found.job, n) <= step or n == 1
-        assert n == most or need(found.graph, found.job, 2 * n) > step
-    tiny = replace(found.graph, step=replace(found.graph.step, peak_bytes=0))
-    assert memory.at_a_time(tiny, found.job) == memory.drawn_at_a_time(tiny, found.job) == 1
+        assert need(made, job, n) <= room or n == 1
+        assert n == most or need(made, job, 2 * n) > room
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ SCATTERED = 1.3
 torch's own allocator of a GPU's memory leaves far less between them (`SCATTERED_ON_GPU`)."""
 SCATTERED_ON_GPU = 1.1
 SMALL_BYTES = 256_000_000
-"""That is not saved at the cost of time."""
+"""That is not saved at the cost of time. More at a time makes a CPU slower: it leaves the caches (`docs/performance.md`)."""
 OPTIMIZER_STATES = {"adamw": 2}
 """Numbers that an optimizer keeps for each trained one."""
 
@@ -92,7 +92,7 @@ def _sizes_px(made: Plan) -> tuple[tuple[int, int], ...]:
 
 
 def at_a_time(graph: Graph, work: Job) -> int:
-    """Questions asked at a time: `questions.BATCH`, or as many as need no more memory than a training step does.
+    """Questions asked at a time: `questions.BATCH`, or as many as need no more memory than `SMALL_BYTES` or, on a GPU, than a training step.
 
     Few at a time cost little where a single one keeps the device busy, as those that need much memory do.
     """
@@ -100,13 +100,14 @@ def at_a_time(graph: Graph, work: Job) -> int:
 
 
 def drawn_at_a_time(graph: Graph, work: Job) -> int:
-    """Pictures drawn at a time: a whole row of the sheet, or as many as need no more memory than a training step does."""
+    """Pictures drawn at a time: a whole row of the sheet, or fewer, as `at_a_time`."""
     return _fitting(work.n_drawn, graph, work, lambda n: _drawn(graph, work, n))
 
 
 def _fitting(most: int, graph: Graph, work: Job, need: Callable[[int], int]) -> int:
     """`most`, or half of it, or a quarter …"""
-    room = max(_scattered(graph.step.peak_bytes, work), SMALL_BYTES)
+    on_cpu = work.device.type == "cpu"
+    room = SMALL_BYTES if on_cpu else max(_scattered(graph.step.peak_bytes, work), SMALL_BYTES)
     return next((n for n in (most >> i for i in range(most.bit_length())) if need(n) <= room), 1)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deltaw import device as devices
 from deltaw import formats, inject
 from deltaw.data import buckets, feed, folder
 from deltaw.data.cache import Cache, default_root
@@ -129,7 +130,7 @@ def ask(painter: Painter, known: Reference, entries: Sequence[Entry], seed: int,
     tell(Phase("judge on the reference", len(entries), "files"))
     found = []
     for entry in entries:
-        with inject.applied(painter.networks(), entry.deltas):
+        with devices.kept(), inject.applied(painter.networks(), entry.deltas):
             asked = _about(painter, known, seed)
             found.append(asked.losses(lambda x, times, text: _predict(painter, x, times, text)))
         tell(Tick(len(found), entry.name))

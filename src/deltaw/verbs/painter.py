@@ -120,7 +120,7 @@ class Painter:
         if self._told is not None and prompts != self._known:
             raise ValueError("other prompts than those that were read when the painter was made")
         parts = [slice(i, i + n) for i in range(0, len(recipes), n)]
-        with inject.applied(self.networks(), deltas):
+        with devices.kept(), inject.applied(self.networks(), deltas):
             return torch.cat([self._drawn(recipes[part], self._words(prompts, part), go_on) for part in parts])
 
     def _words(self, prompts: list[str], part: slice) -> dict[str, Any]:
