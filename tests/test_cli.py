@@ -44,6 +44,7 @@ def test_help_and_version_answer() -> None:
         (["trian"], EXIT_USAGE, "Did you mean"),
         (["train"], EXIT_USAGE, "FOLDER"),
         (["train", "x", "--stpes", "3"], EXIT_USAGE, "--steps"),
+        (["train", "x", "--stpes", "3"], EXIT_USAGE, "see `deltaw train --help`"),
         (["train", "absent-folder"], EXIT_INPUT, "absent-folder"),
         (["train", "examples/inkline", "--base", "./nowhere"], EXIT_INPUT, "no such base"),
         (["train", "examples/inkline", "--resolution", "144"], EXIT_USAGE, "multiple of"),

@@ -39,7 +39,8 @@ def main() -> None:
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        _fail(UsageError(str(error).strip(), advice="see `deltaw --help`"))
+        asked = " ".join(("deltaw", *(error.command_chain or ())))
+        _fail(UsageError(str(error).strip(), advice=f"see `{asked} --help`"))
     except DeltawError as error:
         _fail(error)
     except KeyboardInterrupt:

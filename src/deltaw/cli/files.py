@@ -8,10 +8,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from deltaw.cli.shell import AsJson, Strict, app, listening
+from deltaw.cli.shell import OUT_NAMES, AsJson, Strict, app, listening
 from deltaw.errors import UsageError
 
-Out = Annotated[Path, Parameter(name=["--out", "-o"], help="The file to write; never one of the inputs.")]
+Out = Annotated[Path, Parameter(name=OUT_NAMES, help="The file to write; never one of the inputs.")]
 Rank = Annotated[int | None, Parameter(help="Keep this rank in every module, by the best approximation.")]
 Energy = Annotated[float | None, Parameter(help="Keep this share of ‖ΔW‖², e.g. 0.99, a rank for each module.")]
 Size = Annotated[str | None, Parameter(help="Keep what fits in this size, e.g. 4MB, a rank for each module.")]
@@ -46,7 +46,7 @@ def merge(
     /,
     *,
     out: Annotated[
-        Path | None, Parameter(name=["--out", "-o"], help="The file to write; not needed for --conflicts.")
+        Path | None, Parameter(name=OUT_NAMES, help="The file to write; not needed for --conflicts.")
     ] = None,
     rank: Rank = None,
     energy: Energy = None,
@@ -182,7 +182,7 @@ def share(
     file: Path,
     /,
     *,
-    out: Annotated[Path | None, Parameter(name=["--out", "-o"], help="Write a copy without it.")] = None,
+    out: Annotated[Path | None, Parameter(name=OUT_NAMES, help="Write a copy without it.")] = None,
     json: AsJson = False,
 ) -> None:
     """Show what a LoRA says of its maker: paths, names, captions, times; with -o a copy without it."""

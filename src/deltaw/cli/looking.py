@@ -8,7 +8,19 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from deltaw.cli.shell import AsJson, Base, Denoising, Device, Dtype, Guidance, Sampler, Strict, app, listening
+from deltaw.cli.shell import (
+    OUT_NAMES,
+    AsJson,
+    Base,
+    Denoising,
+    Device,
+    Dtype,
+    Guidance,
+    Sampler,
+    Strict,
+    app,
+    listening,
+)
 from deltaw.errors import EXIT_INPUT, InputError
 
 ForBase = Annotated[str | None, Parameter(help="The base it is meant for: a diffusers folder or a single file.")]
@@ -88,7 +100,9 @@ def compare(
         Path | None, Parameter(help="A folder of captioned pictures to judge by, best ones nobody trained on.")
     ] = None,
     base: Base = None,
-    out: Annotated[Path | None, Parameter(help="Result folder, new or empty. Default: compare.")] = None,
+    out: Annotated[
+        Path | None, Parameter(name=OUT_NAMES, help="Result folder, new or empty. Default: compare.")
+    ] = None,
     seed: Annotated[int, Parameter(help="Seed of the first column; the next ones follow.")] = 0,
     seeds: Annotated[int, Parameter(help="Pictures a prompt.")] = 1,
     steps: Denoising = None,

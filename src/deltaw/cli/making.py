@@ -7,7 +7,19 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from deltaw.cli.shell import AsJson, Base, Denoising, Device, Dtype, Guidance, Sampler, Strict, app, listening
+from deltaw.cli.shell import (
+    OUT_NAMES,
+    AsJson,
+    Base,
+    Denoising,
+    Device,
+    Dtype,
+    Guidance,
+    Sampler,
+    Strict,
+    app,
+    listening,
+)
 
 
 @app.command
@@ -26,7 +38,9 @@ def generate(
     guidance: Guidance = None,
     size: Annotated[str | None, Parameter(help="SIDE or WIDTHxHEIGHT in pixels.")] = None,
     count: Annotated[int, Parameter(help="Pictures per prompt.")] = 1,
-    out: Annotated[Path | None, Parameter(help="A .png file, or a folder. Default: the current folder.")] = None,
+    out: Annotated[
+        Path | None, Parameter(name=OUT_NAMES, help="A .png file, or a folder. Default: the current folder.")
+    ] = None,
     grid: Annotated[
         str | None, Parameter(help="One labelled sheet: strength=0,0.5,1 or prompt=a cat|a dog or seed=…")
     ] = None,

@@ -19,6 +19,9 @@ app = App(
     help="Teach an image model a style or subject as a small ΔW, and prove that it worked.",
 )
 
+OUT_NAMES = ["--out", "-o"]
+"""Of the option that says where a result goes, in every command that has one."""
+
 Strict = Annotated[bool, Parameter(help="Warnings about the input are errors.", negative="")]
 AsJson = Annotated[bool, Parameter(name="--json", help="One JSON event a line.", negative="")]
 Base = Annotated[

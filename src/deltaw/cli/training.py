@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from deltaw import options
-from deltaw.cli.shell import AsJson, Strict, listening
+from deltaw.cli.shell import OUT_NAMES, AsJson, Strict, listening
 from deltaw.cli.terminal import SHOW_CURSOR, silence
 from deltaw.errors import EXIT_INTERRUPTED, Interrupted
 from deltaw.events import Event, Phase, Tell, Tick
@@ -87,7 +87,10 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     for name, (kind, help_text, shown) in options.flags(options.TrainOptions).items():
         annotation: Any = Annotated[bool | None, Parameter(help=help_text, negative="" if shown else None, show=shown)]
         if kind is not bool:  # text for now: `options.parse` checks all types at once
-            annotation = Annotated[str | None, Parameter(help=help_text, metavar=METAVARS[kind], show=shown)]
+            names = OUT_NAMES if name == "out" else None
+            annotation = Annotated[
+                str | None, Parameter(name=names, help=help_text, metavar=METAVARS[kind], show=shown)
+            ]
         flags.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     positional = [p for p in own if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     rest = [p for p in own if p.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -133,7 +136,7 @@ def rebuild(
     folder: Annotated[Path, Parameter(help="The pictures that it was trained on.")],
     /,
     *,
-    out: Annotated[Path | None, Parameter(help="Result folder. Default: runs/NAME-rebuilt.")] = None,
+    out: Annotated[Path | None, Parameter(name=OUT_NAMES, help="Result folder. Default: runs/NAME-rebuilt.")] = None,
     base: Annotated[str | None, Parameter(help="The base that it was trained on. Default: the bundled one.")] = None,
     settings: Settings = None,
     json: AsJson = False,
