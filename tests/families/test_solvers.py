@@ -47,11 +47,8 @@ def solved(scheduler: Any, n_steps: int, prediction: str) -> torch.Tensor:
     start = torch.randn(64, 4, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = start * scheduler.init_noise_sigma
     for i, t in enumerate(scheduler.timesteps):
-        a = (
-            1 / (1 + scheduler.sigmas[i].double() ** 2)
-            if hasattr(scheduler, "sigmas")
-            else scheduler.alphas_cumprod[t].double()
-        )
+        own = scheduler.sigmas[i].double() if hasattr(scheduler, "sigmas") else None
+        a = scheduler.alphas_cumprod[t].double() if own is None else 1 / (1 + own**2)
         alpha, sigma = a.sqrt(), (1 - a).sqrt()
         seen = scheduler.scale_model_input(x, t)
         noise = seen * sigma / (a * SPREAD**2 + 1 - a)
@@ -61,13 +58,16 @@ def solved(scheduler: Any, n_steps: int, prediction: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"])
-def test_half_the_steps_come_as_near(name: str, prediction: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("DDIMScheduler", {"clip_sample": True}), ("PNDMScheduler", {"skip_prk_steps": True}),
+     ("EulerDiscreteScheduler", {"interpolation_type": "linear", "use_exponential_sigmas": True}), ("HeunDiscreteScheduler", {}),
+     ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "use_lu_lambdas": True}),
+     ("UniPCMultistepScheduler", {"solver_order": 3, "use_karras_sigmas": True})],
+)  # fmt: skip
+def test_half_the_steps_come_as_near(name: str, more: dict[str, object], prediction: str) -> None:
     """Whatever scheduler the base came with, and with options of it that contradict the fast one's."""
-    more = {"use_beta_sigmas": False, "use_karras_sigmas": True} if name.startswith(("Euler", "Uni")) else {}
-    own = getattr(diffusers, name)(
-        **PUBLISHED, prediction_type=prediction, timestep_spacing="leading", steps_offset=1, **more
-    )
+    own = getattr(diffusers, name)(**PUBLISHED, prediction_type=prediction, timestep_spacing="leading", **more)
     plain = diffusers.DDIMScheduler(
         **PUBLISHED, prediction_type=prediction, set_alpha_to_one=False, steps_offset=1, clip_sample=False
     )
