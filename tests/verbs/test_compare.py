@@ -18,6 +18,8 @@ from deltaw.errors import InputError, UsageError
 from deltaw.events import Event, Note, Table, Warn
 from deltaw.families import bases
 from deltaw.judge import seen
+from deltaw.verbs import contest
+from deltaw.verbs.painter import Painter
 
 FEW = {"steps": 2, "dtype": "float32", "device": "cpu"}
 
@@ -156,3 +158,14 @@ def test_the_command_takes_what_the_function_takes(
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     [table] = [e for e in events if e["event"] == "table"]
     assert [row[0] for row in table["rows"]] == ["little:0.5", "much"]
+
+
+def test_questions_are_answered_alike_however_many_at_once(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    painter = Painter(bases.open_base(tiny_base), "cpu", "float32")
+    x, times, text = torch.randn(5, 4, 8, 8), torch.arange(5) * 100, torch.randn(5, *painter.base.text_shape)
+    with torch.no_grad():
+        whole = contest._predict(painter, x, times, text)
+        monkeypatch.setattr("deltaw.verbs.painter.CPU_POSITIONS", 2 * 8 * 8)
+        parts = contest._predict(painter, x, times, text)
+    assert painter.at_once(8 * 8) == 2
+    assert torch.allclose(parts, whole, atol=1e-5)

@@ -144,3 +144,16 @@ def test_pictures_drawn_in_parts_are_the_same_up_to_rounding(tiny_base: Path) ->
     for read in (None, recipes):
         parts = Painter(base, "cpu", "float32", read=read).latents(recipes, [], at_a_time=2)
         assert torch.allclose(parts, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize(("side_px", "n_pictures"), [(64, 78), (256, 4), (384, 2), (512, 1), (1024, 1)])
+def test_a_cpu_draws_large_pictures_one_after_the_other(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, side_px: int, n_pictures: int
+) -> None:
+    painter, drawn = Painter(bases.open_base(tiny_base), "cpu", "float32"), []
+    monkeypatch.setattr(painter, "_drawn", lambda part, *_: drawn.append(len(part)) or torch.zeros(len(part), 4, 1, 1))
+    for guidance in (4.0, 1.0):
+        painter.latents([Recipe("a cat", "", i, 2, guidance, side_px, side_px) for i in range(2 * n_pictures)], [])
+    assert drawn[:2] == [n_pictures] * 2, "guided: two predictions each"
+    assert sum(drawn[2:]) == 2 * n_pictures
+    assert drawn[2] >= n_pictures

@@ -147,7 +147,7 @@ def _draw(painter: Painter, recipes: list[Recipe], *, keep: bool) -> tuple[float
         at.append(time.perf_counter())
         return device.type == "cuda" or at[-1] - at[0] < SHORT_S
 
-    latents = painter.latents(recipes, [], go_on)
+    latents = painter.latents(recipes, [], go_on, len(recipes))
     network = painter.network if keep else None
     painter.let_go()
     return at[-1] - at[-2], _settled_seconds(lambda: painter.decode(latents[:1]), device), network

@@ -186,4 +186,8 @@ def _embedded(painter: Painter, prompts: Sequence[str]) -> Tensor:
 
 def _predict(painter: Painter, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
     device, dtype = painter.device, painter.dtype
-    return painter.base.denoise(painter.network, x.to(device, dtype), times.to(device), text.to(device, dtype))
+    parts = (
+        t.split(painter.at_once(x[0, 0].numel()))
+        for t in (x.to(device, dtype), times.to(device), text.to(device, dtype))
+    )
+    return torch.cat([painter.base.denoise(painter.network, *part) for part in zip(*parts, strict=True)])

@@ -16,6 +16,12 @@ from deltaw.errors import InputError
 from deltaw.families import bases, solvers
 from deltaw.families.base import Base
 
+CPU_POSITIONS = 10_000
+"""Positions in latents that a CPU predicts together: more than two of 64×64 or four of 48×48 leave its caches, which is slower
+(`python -m benchmarks.drawing --pace`)."""
+MANY = 64
+"""Predictions together on a GPU, which always gains by more."""
+
 
 @dataclass(frozen=True)
 class Use:
@@ -102,6 +108,10 @@ class Painter:
         """What the base recommends for drawing, else the fallback."""
         return self.base.folder.recommended.get("generate", {}).get(name, fallback)
 
+    def at_once(self, n_positions: int) -> int:
+        """Predictions of so many positions in a latent that are best made together."""
+        return max(1, CPU_POSITIONS // n_positions) if self.device.type == "cpu" else MANY
+
     def latents(
         self, recipes: Sequence[Recipe], deltas: Sequence[tuple[Delta, float]],
         go_on: Callable[[], bool] = lambda: True, at_a_time: int | None = None,
@@ -114,9 +124,12 @@ class Painter:
             recipes: what to draw.
             deltas: each with its strength.
             go_on: asked after every step; False leaves the other steps out.
-            at_a_time: pictures drawn together, by default all.
+            at_a_time: pictures drawn together, by default as many as the device is fast at.
         """
-        prompts, n = [r.prompt for r in recipes], at_a_time or len(recipes)
+        prompts, first = [r.prompt for r in recipes], recipes[0]
+        twice = 1 + (self.base.guided_twice and first.guidance > 1)
+        usual = self.at_once(first.width_px * first.height_px // self.base.factor**2) // twice
+        n = at_a_time or max(1, usual)
         if self._told is not None and prompts != self._known:
             raise ValueError("other prompts than those that were read when the painter was made")
         parts = [slice(i, i + n) for i in range(0, len(recipes), n)]
