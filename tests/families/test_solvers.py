@@ -89,9 +89,11 @@ def test_the_base_recommends_and_the_user_decides(tiny_base: Path, tiny_flux: Pa
     tiny.folder.recommended["generate"] = {"sampler": "base", "steps": 9}
     assert solvers.chosen(tiny) == (solvers.OWN, 9)
     assert solvers.chosen(tiny, solvers.FAST) == (solvers.FAST, solvers.FAST_STEPS)
-    with pytest.raises(UsageError, match=r"its own scheduler \(FlowMatchEulerDiscreteScheduler\), not with 'dpm\+\+'"):
+    with pytest.raises(
+        UsageError, match=r"its own scheduler \(FlowMatchEulerDiscreteScheduler\) alone, not with dpm\+\+"
+    ):
         solvers.chosen(flow, solvers.FAST)
-    with pytest.raises(UsageError, match="not with 'euler'"):
+    with pytest.raises(UsageError, match="unknown sampler 'euler'"):
         solvers.chosen(tiny, "euler")
 
 
@@ -138,6 +140,6 @@ def test_a_picture_that_tells_of_no_sampler_was_drawn_by_the_base_s_own(tiny_bas
 def test_a_grid_of_samplers(tiny_base: Path, tmp_path: Path) -> None:
     [grid] = deltaw.generate("a house", base=tiny_base, grid="sampler=base,dpm++", out=tmp_path / "grid.png", **FEW)
     assert verb.read_recipe(grid)["grid"] == "sampler=base,dpm++"
-    with pytest.raises(UsageError, match="not with 'euler'"):
+    with pytest.raises(UsageError, match="unknown sampler 'euler'"):
         deltaw.generate("a house", base=tiny_base, grid="sampler=base,euler", out=tmp_path / "no.png", **FEW)
     assert not (tmp_path / "no.png").exists()

@@ -16,6 +16,7 @@ Sampler = Literal["base", "dpm++"]
 OWN: Sampler = "base"
 """The scheduler that the base came with."""
 FAST: Sampler = "dpm++"
+SPOKEN = {OWN: "its own scheduler", FAST: "DPM-Solver++"}
 FAST_STEPS = 20
 """Steps of `FAST` where the base says nothing: the most that the paper needs for guided drawing."""
 PLAIN = (
@@ -47,9 +48,11 @@ def chosen(base: Base, asked: str | None = None) -> tuple[str, int]:
     usual = told.get("sampler", base.samplers[0])
     sampler = asked or usual
     if sampler not in base.samplers:
-        name = base.folder.configs["scheduler"].get("_class_name", "its own")
-        raise UsageError(f"{base.folder.path.name} is drawn with its own scheduler ({name}), not with {sampler!r}", where="sampler",
-                         expected=" or ".join(base.samplers))  # fmt: skip
+        what = f"unknown sampler {sampler!r}"
+        if sampler == FAST:
+            name = base.folder.configs["scheduler"].get("_class_name", "no name given")
+            what = f"{base.folder.path.name} is drawn with its own scheduler ({name}) alone, not with {sampler}"
+        raise UsageError(what, where="sampler", expected=" or ".join(base.samplers))
     if sampler == usual and "steps" in told:
         return sampler, int(told["steps"])
     return sampler, FAST_STEPS if sampler == FAST else base.drawn_in_steps

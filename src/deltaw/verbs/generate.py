@@ -80,7 +80,7 @@ def generate(
     )  # fmt: skip
     _same_base(past, recipe, tell)
     tell(Note(f"{painter.base.folder.path.name} on {painter.device}, {recipe.dtype}; seed {recipe.seed}, {recipe.steps} steps "
-              f"of {recipe.sampler}, guidance {recipe.guidance:g}"))  # fmt: skip
+              f"by {solvers.SPOKEN[recipe.sampler]}, guidance {recipe.guidance:g}"))  # fmt: skip
     singles = [replace(recipe, prompt=p, seed=recipe.seed + i) for p in wanted or [""] for i in range(count)]
     if grid:
         return [_write_grid(painter, singles, deltas_of, grid, out, tell)]
