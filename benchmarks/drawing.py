@@ -29,7 +29,7 @@ from deltaw.verbs.painter import Painter, Recipe
 from deltaw.zoo import bundled_base
 
 EXACT = 200
-PACED = 4, 2, 1
+PACED, PACED_STEPS = (4, 2, 1), 4
 ASKED = {solvers.OWN: (15, 25, 50), solvers.FAST: (8, 10, 12, 15, 20)}
 
 
@@ -46,13 +46,16 @@ def distances(drawn: Tensor, exact: Tensor) -> Tensor:
 
 def pace(base: Base, px: int) -> dict[int, float]:
     """Pictures at a time to the seconds of a step of all four."""
-    drawn = [Recipe(f"a cat {i}", "", i, 4, base.guidance, px, px, sampler=base.samplers[0]) for i in range(PACED[0])]
+    drawn = [
+        Recipe(f"a cat {i}", "", i, PACED_STEPS, base.guidance, px, px, sampler=base.samplers[0])
+        for i in range(max(PACED))
+    ]
     painter = Painter(base, read=drawn)
     seconds: dict[int, list[float]] = {n: [] for n in PACED}
     for n in PACED * 2:
         at: list[float] = []
         painter.latents(drawn, [], lambda at=at: at.append(time.perf_counter()) or True, n)
-        parts = [at[i : i + 4] for i in range(0, len(at), 4)]
+        parts = [at[i : i + PACED_STEPS] for i in range(0, len(at), PACED_STEPS)]
         seconds[n].append(statistics.median(b - a for part in parts for a, b in pairwise(part)) * len(parts))
     return {n: statistics.median(s) for n, s in seconds.items()}
 
@@ -65,16 +68,12 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="all of them as one picture")
     parser.add_argument("--pace", type=int, nargs="+", metavar="PX", help="how long a step takes, and nothing else")
     args = parser.parse_args()
+    base = bases.open_base(args.base)
+    for px in args.pace or ():
+        print(px, "px:", ", ".join(f"{n} at a time {s:.2f} s" for n, s in pace(base, px).items()))
     if args.pace:
-        for px in args.pace:
-            print(
-                px,
-                "px:",
-                ", ".join(f"{n} at a time {s:.2f} s" for n, s in pace(bases.open_base(args.base), px).items()),
-            )
         return
     prompts = bases.open_base(bundled_base()).folder.recommended["prompts"]["subjects"]
-    base = bases.open_base(args.base)
     painter, precise = Painter(base, "cpu", args.dtype), Painter(base, "cpu", "float32")
     shapes, rows = formats.shapes_of(args.base), {}
     print("| LoRA | sampler, steps | distance, mean | largest | seconds |\n| --- | --- | --- | --- | --- |")

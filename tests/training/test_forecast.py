@@ -386,6 +386,8 @@ def test_no_more_is_asked_or_drawn_at_a_time_than_a_step_has_room_for(
     monkeypatch.setattr(memory, "SMALL_BYTES", 0)
     assert memory.at_a_time(found.graph, found.job) == memory.drawn_at_a_time(found.graph, found.job) == 1
     _takes_what_fits(found.graph, on_gpu, memory._scattered(found.graph.step.peak_bytes, on_gpu))
+    tiny = replace(found.graph, step=replace(found.graph.step, peak_bytes=0))
+    assert memory.at_a_time(tiny, on_gpu) == memory.drawn_at_a_time(tiny, on_gpu) == 1
 
 
 def _takes_what_fits(made: graph.Graph, job: graph.Job, room: int) -> None:

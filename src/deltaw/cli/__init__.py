@@ -23,8 +23,8 @@ app.command(
     help="Repeat the run that wrote a LoRA, from its own header, and say whether the result is bit-identical.",
 )  # fmt: skip
 
-# GNU OpenMP's waiting threads spin, which brings training to a standstill when other programs use the cores: ten
-# times slower, with a short spin twice, and nothing is lost on an idle machine (`python -m benchmarks.threads`).
+# GNU OpenMP's waiting threads spin, which slows training down when other programs use the cores: to four or five
+# times a step's time, with a short spin to three, and nothing is lost on an idle machine (`python -m benchmarks.threads`).
 # It is read when torch is loaded, which the verbs do.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

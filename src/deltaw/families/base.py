@@ -111,6 +111,10 @@ class Base(ABC):
     def told(self, pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Tensor | None]:
         """What an opened pipeline can be called with instead of prompts, and instead of the empty negative ones."""
 
+    def guided(self, guidance: float) -> bool:
+        """Whether each step of a drawing asks the network twice."""
+        return self.guided_twice and guidance > 1
+
     def steering(self, negative: Sequence[str], guidance: float) -> dict[str, Any]:
         """What the pipeline is called with to guide the drawing of some prompts.
 

@@ -60,7 +60,7 @@ def job(base: Base, made: Plan, **changes: Any) -> Job:
     values: dict[str, Any] = {
         "dtype": getattr(torch, settings.dtype), "batch": settings.batch, "rank": settings.rank, "targets": settings.targets,
         "largest_px": max(_sizes_px(made), key=lambda size: size[0] * size[1]), "drawn_px": settings.resolution,
-        "n_drawn": len(asking.columns(made)), "guided": base.guided_twice and settings.guidance > 1,
+        "n_drawn": len(asking.columns(made)), "guided": base.guided(settings.guidance),
         "n_texts": min(feed.TEXT_BATCH, len({"", *made.captions})), "device": torch.device(settings.device),
         "checkpointing": settings.checkpointing, "base_int8": settings.base_int8,
     }  # fmt: skip

@@ -22,9 +22,8 @@ from deltaw.verbs.painter import Painter, Recipe, Use
 
 CHUNK = "deltaw"
 """The PNG text chunk that holds a picture's recipe as JSON."""
-GRID_KEYS = ("strength", "prompt", "seed", "steps", "sampler", "guidance")
-WORDS = ("prompt", "sampler")
-"""Those of the keys whose values are no numbers."""
+GRID_KEYS = {"strength": float, "prompt": str, "seed": int, "steps": int, "sampler": str, "guidance": float}
+"""What a grid can vary, and the type of its values."""
 
 
 def generate(
@@ -245,7 +244,7 @@ def parse_grid(grid: str) -> tuple[str, list[str]]:
         raise UsageError(f"grid {grid!r} is not understood", where="--grid", expected=f"one of {', '.join(GRID_KEYS)}, "
                          "e.g. strength=0,0.5,1 or prompt=a cat|a dog")  # fmt: skip
     try:
-        [float(v) for v in values if key not in WORDS]
+        [float(v) for v in values if GRID_KEYS[key] is not str]
     except ValueError as error:
         raise UsageError(f"grid {grid!r}: {error}", where="--grid", expected="numbers") from error
     return key, values
@@ -256,5 +255,4 @@ def _varied(
 ) -> tuple[Recipe, list[tuple[Delta, float]]]:
     if key == "strength":
         return recipe, [(delta, float(value) * strength) for delta, strength in deltas]
-    typed = {"prompt": str, "sampler": str, "seed": int, "steps": int, "guidance": float}[key](value)
-    return replace(recipe, **{key: typed}), list(deltas)
+    return replace(recipe, **{key: GRID_KEYS[key](value)}), list(deltas)

@@ -127,9 +127,8 @@ class Painter:
             at_a_time: pictures drawn together, by default as many as the device is fast at.
         """
         prompts, first = [r.prompt for r in recipes], recipes[0]
-        twice = 1 + (self.base.guided_twice and first.guidance > 1)
-        usual = self.at_once(first.width_px * first.height_px // self.base.factor**2) // twice
-        n = at_a_time or max(1, usual)
+        usual = self.at_once(first.width_px * first.height_px // self.base.factor**2)
+        n = at_a_time or max(1, usual // (2 if self.base.guided(first.guidance) else 1))
         if self._told is not None and prompts != self._known:
             raise ValueError("other prompts than those that were read when the painter was made")
         parts = [slice(i, i + n) for i in range(0, len(recipes), n)]
