@@ -9,6 +9,7 @@ the device has it; sampling, times and noise are uniform, the rate is constant, 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--alpha", type=float, help="the rank where nothing is said")
+    parser.add_argument("--every", type=int, default=0, help="steps between snapshots, written beside OUT")
     args = parser.parse_args()
     base = bases.open_base(args.base)
     device, _ = devices.choose()
@@ -48,15 +51,15 @@ def main() -> None:
     if base.component == "transformer":
         flow.without_cudnn_attention()
     network.add_adapter(
-        LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian", target_modules=f".*{trained(base)}")
-    )
+        LoraConfig(r=args.rank, lora_alpha=args.alpha or args.rank, init_lora_weights="gaussian", target_modules=f".*{trained(base)}")
+    )  # fmt: skip
     parameters = [p for p in network.parameters() if p.requires_grad]
     for p in parameters:
         p.data = p.data.float()
     optimizer = torch.optim.AdamW(parameters, lr=args.lr)
     torch.manual_seed(0)
     start = time.perf_counter()
-    for _ in range(args.steps):
+    for step in range(1, args.steps + 1):
         chosen = torch.randint(len(latents), (args.batch,))
         times = torch.randint(base.schedule.n_times, (args.batch,))
         a, s = (t.to(device) for t in base.schedule.at(times))
@@ -67,9 +70,16 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if args.every and step % args.every == 0:
+            save(network, base, args.alpha or args.rank, args.out.with_stem(f"{args.out.stem}-{step:06}"))
     print(f"plain peft: {args.steps} steps in {time.perf_counter() - start:.1f} s")
+    save(network, base, args.alpha or args.rank, args.out)
+
+
+def save(network: Any, base: Base, alpha: float, out: Path) -> None:
+    """The adapter as diffusers names it, its alpha where diffusers writes it."""
     state = {f"{base.component}.{k}": v for k, v in get_peft_model_state_dict(network).items()}
-    tensorfile.write(args.out, state)
+    tensorfile.write(out, state, {"lora_adapter_metadata": json.dumps({f"{base.component}.lora_alpha": alpha})})
 
 
 def trained(base: Base) -> str:

@@ -62,11 +62,11 @@ def deltaw(python: str, job: Job, out: Path, more: Sequence[str] = ()) -> Start:
     ])  # fmt: skip
 
 
-def plain_peft(python: str, job: Job, out: Path) -> Start:
+def plain_peft(python: str, job: Job, out: Path, extra: Sequence[str] = ()) -> Start:
     """The loop of `benchmarks.plain_peft`."""
     return Start(python, HERE.parent / "plain_peft.py", [
         str(job.pictures), str(out / "peft.safetensors"), "--base", str(job.base), "--steps", str(job.steps),
-        "--batch", str(job.batch), "--rank", str(job.rank), "--px", str(job.px),
+        "--batch", str(job.batch), "--rank", str(job.rank), "--px", str(job.px), *extra,
     ])  # fmt: skip
 
 
