@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -161,7 +162,8 @@ def loop_steps(
         print(f"DeltaW's kernels cannot be used: {why}")
     base: Any = SimpleNamespace(denoise=denoise)
     nothing: Any = None
-    return Steps(Work(base, model, wrapped, flat, nothing, nothing, device, dtype), print)
+    whole: Any = SimpleNamespace(settings=SimpleNamespace(micro_batch=sys.maxsize))
+    return Steps(Work(base, model, wrapped, flat, nothing, whole, device, dtype), print)
 
 
 class Recorded:

@@ -342,7 +342,7 @@ def test_row_36_memory_that_runs_out_is_named_and_the_save_kept(
     monkeypatch.setattr(stepping, "objective_loss", hungry)
     with pytest.raises(DeltawError, match="memory ran out") as caught:
         train(pictures(3), tiny_base, tmp_path / "out")
-    assert "take --batch 1" in caught.value.advice
+    assert "take --set micro_batch=1" in caught.value.advice
     assert "step 2 is saved: --resume" in caught.value.advice
     monkeypatch.setattr(stepping, "objective_loss", original)
     assert deltaw.train(tmp_path / "blocks", out=tmp_path / "out", resume=True).file.is_file()

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,20 +98,20 @@ def test_a_run_that_does_not_fit_is_refused_with_the_cheapest_change(
 ) -> None:
     base, few = planned
     forecast_of_few = (forecast.make(base, few), base, few)
-    made = replace(few, settings=replace(few.settings, batch=64))
+    made = replace(few, settings=replace(few.settings, batch=64, micro_batch=64))
     predicted = forecast.make(base, made)
     assert predicted.tightest.phase == "train"
     room.require(predicted, base, made, PLENTY, {})
     with pytest.raises(
-        UsageError, match=r"take --set checkpointing=true: it needs .* try anyway with --set ignore_room=true"
+        UsageError, match=r"take --set micro_batch=32: it needs .* try anyway with --set ignore_room=true"
     ) as told:
         room.require(predicted, base, made, (predicted.needed_bytes - 1, "free of this machine's 1 GB"), {})
     assert "free of this machine's 1 GB" in told.value.what
     assert "train: network" in told.value.where
-    again = plan.with_checkpointing(made, "to see what comes next")
-    least = forecast.make(base, again)
-    with pytest.raises(UsageError, match=r"take --batch 32: it needs"):
-        room.require(least, base, again, (least.needed_bytes - 1, "free"), {})
+    whole = plan.saving(replace(made, settings=replace(made.settings, batch=7)), "a prime number", micro_batch=7)
+    least = forecast.make(base, whole, batch=1)
+    with pytest.raises(UsageError, match=r"take --set micro_batch=1: it needs"):
+        room.require(forecast.make(base, whole), base, whole, (least.needed_bytes, "free"), {})
     with pytest.raises(UsageError, match=r"even with .*--resolution 32.* it needs"):
         room.require(*forecast_of_few, (1, "free"), {})
 
@@ -123,25 +124,78 @@ def test_checkpointing_holds_less_and_computes_more(planned: tuple[sd.StableDiff
     assert again.ask == kept.ask, "without gradients nothing is kept anyway"
 
 
-@pytest.mark.parametrize("asked", [None, False], ids=["left open", "refused"])
-def test_a_plan_gets_checkpointing_where_it_makes_the_run_fit(
-    asked: bool | None, pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("settings", "spare", "expected"),
+    [
+        ([], {"micro_batch": 32}, "32 of a step's pictures are computed at a time: the run then needs"),
+        ([], {"micro_batch": 4}, "4 of a step's pictures are computed at a time: the run then needs"),
+        (
+            ["micro_batch=64"],
+            {"checkpointing": True},
+            "checkpointing is on, and a step takes about a third longer: the run then needs",
+        ),
+        (
+            ["checkpointing=true"],
+            {"micro_batch": 32},
+            "32 of a step's pictures are computed at a time: the run then needs",
+        ),
+    ],
+)
+def test_a_plan_gets_what_makes_the_run_fit(
+    settings: list[str], spare: dict[str, int], expected: str, pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    given, base, made = _large(settings, pictures, tiny_base)
+    job = {"batch" if name == "micro_batch" else name: value for name, value in spare.items()}
+    least = forecast.make(base, made, **job).needed_bytes
+    monkeypatch.setattr(devices, "available_bytes", lambda _: (least, "free"))
+    heard: list[Event] = []
+    predicted, changed = outlook.foretell(given, base, made, tmp_path, heard.append)
+    assert {name: getattr(changed.settings, name) for name in spare} == spare
+    assert predicted.needed_bytes == least
+    assert any(e.text.startswith(expected) for e in heard if isinstance(e, Warn))
+    assert changed.settings.batch == 64
+
+
+def test_all_that_was_left_open_is_tried_the_fastest_first(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ["device=cpu", "dtype=float32", *([] if asked is None else ["checkpointing=false"])]
+    given, base, made = _large(["ignore_room=true"], pictures, tiny_base)
+    original, tried = forecast.make, []
+
+    def noted(*asked: Any, **changes: Any) -> forecast.Forecast:
+        tried.append(changes)
+        return original(*asked)
+
+    monkeypatch.setattr(forecast, "make", noted)
+    monkeypatch.setattr(devices, "available_bytes", lambda _: (1, "free"))
+    outlook.foretell(given, base, made, tmp_path, lambda _: None)
+    parts = [{"batch": n} for n in (32, 16, 8, 4, 2, 1)]
+    again = {"checkpointing": True}
+    assert tried == [{}, *parts, again, *({**part, **again} for part in parts)]
+
+
+@pytest.mark.parametrize(
+    "settings", [["micro_batch=64", "checkpointing=false"], ["micro_batch=1", "checkpointing=true"]]
+)
+def test_a_plan_keeps_what_the_user_chose(
+    settings: list[str], pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, base, made = _large(settings, pictures, tiny_base)
+    least = forecast.make(base, made).needed_bytes
+    monkeypatch.setattr(devices, "available_bytes", lambda _: (least - 1, "free"))
+    with pytest.raises(UsageError, match="the run needs"):
+        outlook.foretell(given, base, made, tmp_path, lambda _: None)
+
+
+def _large(
+    settings: list[str], pictures: Callable[..., Path], tiny_base: Path
+) -> tuple[options.Given, sd.StableDiffusion, plan.Plan]:
+    """A plan of 64 pictures a step."""
+    settings = ["device=cpu", "dtype=float32", *settings]
     given = options.parse({"base": str(tiny_base), "rank": 8, "batch": 64}, settings)
     base = bases.open_base(tiny_base)
-    made = plan.make(given, base, scan(pictures(3)))
-    least = forecast.make(base, made, checkpointing=True).needed_bytes
-    monkeypatch.setattr(devices, "available_bytes", lambda _: (least + 10**6, "free"))
-    heard: list[Event] = []
-    if asked is None:
-        predicted, changed = outlook.foretell(given, base, made, tmp_path, heard.append)
-        assert changed.settings.checkpointing
-        assert predicted.job.checkpointing
-        assert any("checkpointing is on: the run then needs" in e.text for e in heard if isinstance(e, Warn))
-    else:
-        with pytest.raises(UsageError, match=r"take --set checkpointing=true"):
-            outlook.foretell(given, base, made, tmp_path, heard.append)
+    return given, base, plan.make(given, base, scan(pictures(3)))
 
 
 def test_a_full_disk_is_foretold(

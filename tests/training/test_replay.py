@@ -22,6 +22,7 @@ class Gpu:
 
     def __init__(self) -> None:
         self.did: list[str] = []
+        self.began: list[int] = []
         self.fails = ""
         self.reserved = 0
         self.heard: list[Event] = []
@@ -52,14 +53,21 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", found.graph)
     monkeypatch.setattr(torch.cuda, "graph", found.recording)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: found.reserved)
-    monkeypatch.setattr(stepping, "gradients", found.gradients)
+    monkeypatch.setattr(stepping, "add_gradients", found.gradients)
     monkeypatch.setattr(Batch, "on", lambda self, *_: Batch(*(t.clone() for t in self.tensors())))
     return found
 
 
-def steps(gpu: Gpu) -> Steps:
-    work: Any = SimpleNamespace(device=SimpleNamespace(type="cuda"), dtype=torch.bfloat16)
+def steps(gpu: Gpu, micro_batch: int = 8) -> Steps:
+    flat = SimpleNamespace(begin=lambda: gpu.began.append(len(gpu.did)))
+    work: Any = SimpleNamespace(
+        device=SimpleNamespace(type="cuda"), dtype=torch.bfloat16, flat=flat, plan=planned(micro_batch)
+    )
     return Steps(work, gpu.heard.append)
+
+
+def planned(micro_batch: int) -> Any:
+    return SimpleNamespace(settings=SimpleNamespace(micro_batch=micro_batch))
 
 
 def batch(n: int, value: float = 1.0) -> Batch:
@@ -76,6 +84,27 @@ def test_a_shape_is_launched_once_then_recorded_then_replayed(gpu: Gpu) -> None:
         compute(batch(4))
     assert gpu.did == ["computed 4", "recorded into pool", "computed 4", "replayed", "replayed"], "one memory for all"
     assert replay.n_first(torch.device("cuda")) == 3
+
+
+def test_parts_of_a_step_are_replayed_one_after_another(gpu: Gpu) -> None:
+    compute = steps(gpu, micro_batch=2)
+    compute(batch(6))
+    assert gpu.did == ["computed 2", "recorded into None", "computed 2", "replayed", "replayed"]
+    gpu.did.clear()
+    compute(batch(6))
+    assert gpu.did == ["replayed"] * 3
+    assert gpu.began == [0, 0], "gradients are made zero once a step, before its parts"
+    (recorded,) = compute._recorded.values()
+    assert torch.equal(recorded.read.weights, torch.full((2,), 1 / 3)), "the parts' mean losses add up to the whole's"
+
+
+def test_losses_of_parts_are_added_up_though_they_are_read_from_one_place(gpu: Gpu) -> None:
+    compute = steps(gpu, micro_batch=1)
+    compute(batch(2))
+    (recorded,) = compute._recorded.values()
+    replayed = iter((1.0, 10.0, 100.0))
+    recorded.graph.replay = lambda: recorded.loss.fill_(next(replayed))
+    assert float(compute(batch(3))) == 111
 
 
 def test_what_is_replayed_reads_the_new_batch(gpu: Gpu) -> None:
@@ -127,8 +156,11 @@ def test_no_more_shapes_are_recorded_than_memory_is_worth(gpu: Gpu, monkeypatch:
 
 def test_a_cpu_records_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(stepping, "gradients", lambda _work, there: seen.append(there.x.device.type) or there.x.sum())
-    work: Any = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+    monkeypatch.setattr(
+        stepping, "add_gradients", lambda _work, there: seen.append(there.x.device.type) or there.x.sum()
+    )
+    flat = SimpleNamespace(begin=lambda: None)
+    work: Any = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, flat=flat, plan=planned(8))
     compute = Steps(work, seen.append)
     for _ in range(4):
         compute(batch(2))

@@ -126,6 +126,26 @@ def test_activations_computed_again_give_the_same_weights(
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+@pytest.mark.parametrize("more", [(), ("min_snr_gamma=5", "checkpointing=true")])
+def test_parts_of_a_step_give_the_whole_steps_weights(
+    more: tuple[str, ...], pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = pictures(5)
+    found = []
+    for n in (4, 2, 1):
+        settings = (*QUICK_SETTINGS, *TO_THE_BIT, f"micro_batch={n}", "save_dtype=float32", *more)
+        file = deltaw.train(
+            folder, base=str(tiny_base), out=tmp_path / str(n), steps=6, batch=4, rank=2, lr=1e-3, settings=settings
+        ).file
+        found.append(tensorfile.read(file))
+        events = [json.loads(line) for line in (tmp_path / str(n) / "events.jsonl").read_text().splitlines()]
+        found[-1]["losses"] = torch.tensor([e["loss"] for e in events if e["event"] == "step"])
+    for other in found[1:]:
+        for name, tensor in found[0].items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-2, atol=2e-5)
+    assert any(not torch.equal(found[0][name], found[2][name]) for name in found[0]), "they were computed apart"
+
+
 RUN = """
 import sys, deltaw
 deltaw.train(sys.argv[1], base=sys.argv[2], out=sys.argv[3], steps=10, batch=2, rank=2, lr=1e-2,

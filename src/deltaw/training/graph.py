@@ -33,7 +33,7 @@ class Job:
 
     Args:
         dtype: of the frozen base.
-        batch: pictures a step.
+        batch: pictures that are computed at a time, all of a step's or a part.
         rank: of the adapters; `targets`: which modules get one.
         largest_px: the largest bucket (width, height).
         drawn_px: side of the drawn pictures.

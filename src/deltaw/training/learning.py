@@ -131,7 +131,7 @@ def _load(session: Session, data: Feed) -> tuple[Work, Run]:
     network = session.outlook.take_network()
     if network is None:
         network = session.base.denoiser(session.device, session.dtype, packed=settings.base_int8)
-    shape = (settings.batch, *data.latents[session.plan.training[0]].shape)
+    shape = (settings.micro_batch, *data.latents[session.plan.training[0]].shape)
     if doubt := predicts.doubt(session.base, network, session.device, session.dtype, shape):
         session.tell(Warn(doubt))
     if settings.checkpointing:

@@ -58,7 +58,7 @@ def job(base: Base, made: Plan, **changes: Any) -> Job:
     """What the memory of a planned run depends on."""
     settings = made.settings
     values: dict[str, Any] = {
-        "dtype": getattr(torch, settings.dtype), "batch": settings.batch, "rank": settings.rank, "targets": settings.targets,
+        "dtype": getattr(torch, settings.dtype), "batch": settings.micro_batch, "rank": settings.rank, "targets": settings.targets,
         "largest_px": max(_sizes_px(made), key=lambda size: size[0] * size[1]), "drawn_px": settings.resolution,
         "n_drawn": len(asking.columns(made)), "guided": base.guided(settings.guidance),
         "n_texts": min(feed.TEXT_BATCH, len({"", *made.captions})), "device": torch.device(settings.device),
@@ -140,8 +140,8 @@ def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mappi
         Need("load", graph.network_bytes, f"the network in {_name(work.dtype)}{' and 8 bits' * work.base_int8}, {size(graph.network_bytes)}"),
         *_encoding(graph, files),
         Need("train", trained + step,
-             f"network {size(graph.network_bytes)}; adapters and optimizer {size(graph.adapter_bytes + states)}; a step of "
-             f"{_count(work.batch, work.largest_px)} {size(step)}; latents and texts {size(read_bytes)}"),
+             f"network {size(graph.network_bytes)}; adapters and optimizer {size(graph.adapter_bytes + states)}; a step, "
+             f"{_count(work.batch, work.largest_px)} at a time, {size(step)}; latents and texts {size(read_bytes)}"),
         Need("judge", trained + asked, f"the same without gradients, {n_asked} pictures at a time {size(asked)}"),
         Need("save", trained + 2 * (graph.adapter_bytes + states), "copies of adapters and optimizer beside the network"),
         Need("prove", trained + proof, f"one layer at a time in float32, {verify.BATCH} questions at a time {size(proof)}"),

@@ -54,6 +54,7 @@ def describe(name: str, family: Family, plan: Plan, dataset: Dataset, base: Base
         "ss_steps": str(settings.steps),
         "ss_max_train_steps": str(settings.steps),
         "ss_total_batch_size": str(settings.batch),
+        "ss_gradient_accumulation_steps": str(settings.batch // settings.micro_batch),
         "ss_num_train_images": str(len(plan.training)),
         "ss_resolution": f"({settings.resolution}, {settings.resolution})",
         "ss_seed": str(settings.seed),

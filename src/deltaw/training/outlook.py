@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,12 +21,17 @@ from deltaw.training.stepping import Work
 from deltaw.training.trial import Measured
 
 COLUMNS = ("what", "how much", "why")
+_SAVED = {
+    "micro_batch": "{} of a step's pictures are computed at a time",
+    "checkpointing": "checkpointing is on, and a step takes about a third longer",
+}
+"""What is said of a setting that was changed to make a run fit."""
 
 
 def foretell(given: Given, base: Base, made: Plan, out: Path, tell: Tell) -> tuple[Forecast, Plan]:
     """Predicts memory and disk, says them, and refuses a run that does not fit, unless `ignore_room` is set.
 
-    Where the user left it open and nothing else is needed to make the run fit, the plan is given checkpointing.
+    Where the user left them open and nothing else is needed to make the run fit, the plan is given a smaller micro-batch, or checkpointing, or both.
 
     Raises:
         UsageError: or ManyErrors; the advice is the cheapest change that fits.
@@ -42,15 +49,29 @@ def foretell(given: Given, base: Base, made: Plan, out: Path, tell: Tell) -> tup
 
 def _made_to_fit(given: Given, base: Base, made: Plan, free_bytes: int, tell: Tell) -> tuple[Forecast, Plan]:
     predicted = forecast.make(base, made)
-    if predicted.needed_bytes <= free_bytes or given.options.checkpointing is not None:
+    if predicted.needed_bytes <= free_bytes:
         return predicted, made
-    smaller = forecast.make(base, made, checkpointing=True)
-    if smaller.needed_bytes > free_bytes:
-        return predicted, made
-    reason = (f"the run then needs {smaller.needed_bytes / 1e9:.2f} instead of {predicted.needed_bytes / 1e9:.2f} GB, "
-              f"and {free_bytes / 1e9:.2f} GB are there; a step takes about a third longer")  # fmt: skip
-    tell(Warn(f"checkpointing is on: {reason}"))
-    return smaller, plan.with_checkpointing(made, reason)
+    for settings in _savings(given, made):
+        job = {"batch" if name == "micro_batch" else name: value for name, value in settings.items()}
+        smaller = forecast.make(base, made, **job)
+        if smaller.needed_bytes <= free_bytes:
+            reason = (f"the run then needs {smaller.needed_bytes / 1e9:.2f} instead of {predicted.needed_bytes / 1e9:.2f} GB, "
+                      f"and {free_bytes / 1e9:.2f} GB are there")  # fmt: skip
+            tell(Warn(f"{' and '.join(_SAVED[name].format(value) for name, value in settings.items())}: {reason}"))
+            return smaller, plan.saving(made, reason, **settings)
+    return predicted, made
+
+
+def _savings(given: Given, made: Plan) -> Iterator[dict[str, Any]]:
+    """What may be changed of the settings that the user left open, ever slower: fewer pictures at a time, activations computed again."""
+    parts = (
+        plan.micro_batches(made.settings.batch) if given.options.micro_batch is None else [made.settings.micro_batch]
+    )
+    for again in (False, True) if given.options.checkpointing is None else (made.settings.checkpointing,):
+        for n in parts:
+            wanted = {"micro_batch": n, "checkpointing": again}
+            if changed := {name: value for name, value in wanted.items() if value != getattr(made.settings, name)}:
+                yield changed
 
 
 def foretell_time(

@@ -51,7 +51,7 @@ def parts(
     """
     settings = made.settings
     n_steps, marks = settings.steps - done, [mark for mark in made.marks if mark > done]
-    per_flop = measured.step_s / graph.step.flops
+    per_flop = measured.step_s / (graph.step.flops * (settings.batch // job.batch))
     asked_s = n_questions * (measured.ask_s if measured.ask_s is not None else graph.ask.flops * per_flop)
     asked_before = len(made.marks) > len(marks)  # at the first mark, which is behind: the base was asked then
     rounds = asking.n_rounds(made) - len(made.marks) + len(marks) - asked_before

@@ -71,6 +71,7 @@ class Settings:
     dtype: str
     save_dtype: str
     checkpointing: bool
+    micro_batch: int
     base_int8: bool
 
 
@@ -152,6 +153,9 @@ def make(given: Given, base: Base, dataset: Dataset, alike: Sequence[Sequence[in
     settings = Settings(**{f.name: _plain(choose.values[f.name].value) for f in fields(Settings)})
     if settings.optimizer not in optim.ALL:
         raise UsageError(f"unknown optimizer {settings.optimizer!r}", where="optimizer", expected=", ".join(optim.ALL))
+    if settings.micro_batch not in (fitting := micro_batches(settings.batch)):
+        raise UsageError(f"a step of {settings.batch} pictures is not made of parts of {settings.micro_batch}", where="micro_batch",
+                         expected=f"a divisor of batch: {', '.join(map(str, fitting))}")  # fmt: skip
     formats.named(settings.dialect)
     sampler = _sampler(sizes, training, settings)
     notes = [*_duplicate_notes(dataset, alike), *_caption_notes(captions), *_sampler_notes(sampler, settings)]
@@ -161,10 +165,15 @@ def make(given: Given, base: Base, dataset: Dataset, alike: Sequence[Sequence[in
     )  # fmt: skip
 
 
-def with_checkpointing(plan: Plan, reason: str) -> Plan:
-    """The same plan with activations computed again in the backward pass; the weights come out the same."""
-    values = {**plan.values, "checkpointing": Value(True, "plan", reason)}
-    return replace(plan, settings=replace(plan.settings, checkpointing=True), values=values)
+def saving(plan: Plan, reason: str, **settings: Any) -> Plan:
+    """The same plan with settings that hold less memory and leave what is learnt alone: `checkpointing`, `micro_batch`."""
+    values = {**plan.values, **{name: Value(value, "plan", reason) for name, value in settings.items()}}
+    return replace(plan, settings=replace(plan.settings, **settings), values=values)
+
+
+def micro_batches(batch: int) -> list[int]:
+    """How many of a step's pictures can be computed at a time, so that each time they are as many: most first."""
+    return [n for n in range(batch, 0, -1) if batch % n == 0]
 
 
 def on_all(plan: Plan, n_steps: int) -> Plan:
@@ -232,6 +241,7 @@ def _choose_length(choose: _Chooser, base: Base, n_training: int, device: torch.
     batch = choose.pick(
         "batch", 4 if on_gpu else 1, "a GPU is there" if on_gpu else "the memory of a CPU run is kept low"
     )
+    choose.pick("micro_batch", batch, "a step's pictures are computed together where memory suffices", "default")
     advice = base.folder.recommended.get("length", {"visits": 100, "least": 300, "most": 2000})
     steps = round(advice["visits"] * n_training / batch)
     steps = min(max(steps, advice["least"]), advice["most"])

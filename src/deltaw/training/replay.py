@@ -1,4 +1,4 @@
-"""Training steps as CUDA graphs: what a step launches is recorded once for each shape of batch and started as a whole from then on.
+"""Training steps as CUDA graphs: what one launches is recorded once for each shape of (micro-)batch and started as a whole from then on.
 
 A step of Stable Diffusion XL launches some five thousand kernels of ten microseconds each, and Python, autograd and the driver
 take longer to launch them than a fast GPU to compute them (Gray 2019, "Getting started with CUDA graphs").
@@ -61,18 +61,22 @@ class Steps:
         current = torch.cuda.current_stream(self._work.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            loss = self._on_gpu(batch)
+            self._work.flat.begin()
+            parts = batch.parts(self._work.plan.settings.micro_batch)
+            losses = [self._on_gpu(part).clone() for part in parts]  # a replay writes over the last one's
+            loss = torch.stack(losses).sum()
         current.wait_stream(self._stream)
         return loss
 
     def _on_gpu(self, batch: Batch) -> Tensor:
+        """The loss of a part, whose gradients are added to those there are."""
         shape = tuple(t.shape for t in batch.tensors())
         if shape not in self._recorded and shape in self._seen and len(self._recorded) < MOST_GRAPHS and self._records:
             self._record(shape, batch)
         recorded = self._recorded.get(shape)
         self._seen.add(shape)
         if recorded is None:
-            return stepping.gradients(self._work, batch.on(self._work.device, self._work.dtype))
+            return stepping.add_gradients(self._work, batch.on(self._work.device, self._work.dtype))
         for room, new in zip(recorded.read.tensors(), batch.tensors(), strict=True):
             room.copy_(new)
         recorded.graph.replay()
@@ -86,7 +90,7 @@ class Steps:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                loss = stepping.gradients(self._work, read)
+                loss = stepping.add_gradients(self._work, read)
         except RuntimeError as error:
             self._records = False
             why = "memory is short" if exhausted.ran_out(error) else str(error).strip().splitlines()[0][:200]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from deltaw.errors import DeltawError, UsageError, refuse_all
 from deltaw.families.base import Base
 from deltaw.training import forecast
 from deltaw.training.forecast import Forecast
-from deltaw.training.plan import Plan
+from deltaw.training.plan import Plan, micro_batches
 
 Change = tuple[str, dict[str, Any]]
 """What to write on the command line, and what it changes in a `Job`."""
@@ -72,9 +71,8 @@ def _cheapest(base: Base, made: Plan, predicted: Forecast, free_bytes: int) -> s
 def _changes(base: Base, made: Plan) -> Iterator[Sequence[Change]]:
     """Kinds of changes, each ever smaller: what costs time alone, precision, the sheet, resolution, and at last rank."""
     settings = made.settings
+    yield [(f"--set micro_batch={n}", {"batch": n}) for n in micro_batches(settings.micro_batch)[1:]]
     yield [("--set checkpointing=true", {"checkpointing": True})]
-    batches = itertools.takewhile(bool, (settings.batch >> i for i in itertools.count(1)))
-    yield [(f"--batch {n}", {"batch": n}) for n in batches]
     if settings.dtype == "float32":
         yield [("--set dtype=bfloat16", {"dtype": torch.bfloat16})]
     yield [("--set base_int8=true", {"base_int8": True})]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,13 @@ class Batch:
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them, in this order."""
         return tuple(getattr(self, f.name) for f in fields(self))
+
+    def parts(self, n: int) -> list[Batch]:
+        """`n` pictures each, a divisor of all, weighted so that their losses add up to the whole's; itself where there are no more."""
+        if n >= len(self.x):
+            return [self]
+        weighted = replace(self, weights=self.weights * (n / len(self.x)))
+        return [Batch(*part) for part in zip(*(t.split(n) for t in weighted.tensors()), strict=True)]
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """The same on a device; what the network reads in its precision, what its answer is compared with in float32."""
@@ -118,8 +125,17 @@ def objective_loss(work: Work, there: Batch) -> Tensor:
 
 
 def gradients(work: Work, there: Batch) -> Tensor:
-    """The loss of a batch that is on the device; its gradients are in `work.flat` then, in place of those before."""
+    """The loss of a batch that is on the device; its gradients are in `work.flat` then, in place of those before.
+
+    They are added up over the parts that are computed at a time (gradient accumulation).
+    """
     work.flat.begin()
-    loss = objective_loss(work, there)
+    losses = [add_gradients(work, part) for part in there.parts(work.plan.settings.micro_batch)]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def add_gradients(work: Work, part: Batch) -> Tensor:
+    """The loss of a batch, or of a part, that is on the device; its gradients are added to those in `work.flat`."""
+    loss = objective_loss(work, part)
     loss.backward()
     return loss.detach()

@@ -60,9 +60,10 @@ def step(work: Work, job: Job) -> tuple[float, float]:
 
     Args:
         work: network and adapters; its pictures are not looked at.
-        job: batch and largest bucket.
+        job: largest bucket.
     """
-    x, times, text = questions(work.base, job, torch.float32, torch.device("cpu"))
+    whole = replace(job, batch=work.plan.settings.batch)
+    x, times, text = questions(work.base, whole, torch.float32, torch.device("cpu"))
     batch = Batch(x, times, text, torch.randn(x.shape), torch.ones(len(x)))
     compute = Steps(work, silent)
     first = [_seconds(lambda: compute(batch), work.device) for _ in range(replay.n_first(work.device))]
