@@ -157,6 +157,26 @@ def test_a_plan_gets_what_makes_the_run_fit(
     assert changed.settings.batch == 64
 
 
+@pytest.mark.parametrize(
+    ("settings", "device", "expected"),
+    [([], "cpu", 16), ([], "cuda", 64), (["micro_batch=64"], "cpu", 64), (["micro_batch=2"], "cpu", 2)],
+)
+def test_a_cpu_computes_no_more_large_pictures_at_a_time_than_it_is_fast_at(
+    settings: list[str], device: str, expected: int, pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    given, base, made = _large(settings, pictures, tiny_base)
+    whole = forecast.make(base, made, batch=64).graph.step.peak_bytes
+    monkeypatch.setattr(memory, "STEP_BYTES", whole // 3)
+    monkeypatch.setattr(devices, "available_bytes", lambda _: PLENTY)
+    heard: list[Event] = []
+    made = replace(made, settings=replace(made.settings, device=device))
+    predicted, changed = outlook.foretell(given, base, made, tmp_path, heard.append)
+    assert (predicted.job.batch, changed.settings.micro_batch, changed.settings.batch) == (expected, expected, 64)
+    said = [e.text for e in heard if isinstance(e, Note)]
+    assert any(t.startswith("16 of a step's pictures are computed at a time") for t in said) == (expected == 16)
+
+
 def test_all_that_was_left_open_is_tried_the_fastest_first(
     pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,3 +117,11 @@ def test_a_batch_larger_than_the_set_is_said(pictures: Callable[..., Path], tiny
 def test_too_few_steps_to_see_every_picture_is_said(pictures: Callable[..., Path], tiny_base: Path) -> None:
     made = make(pictures(7), tiny_base, batch="1", steps="3")
     assert any("4 pictures are never seen" in note for note in made.notes)
+
+
+def test_parts_of_a_step_are_of_one_size(pictures: Callable[..., Path], tiny_base: Path) -> None:
+    found = pictures(3)
+    assert make(found, tiny_base, batch=6).settings.micro_batch == 6
+    with pytest.raises(UsageError, match="a step of 6 pictures is not made of parts of 4") as caught:
+        plan.make(options.parse({"batch": 6}, ["micro_batch=4"]), bases.open_base(tiny_base), folder.scan(found))
+    assert caught.value.expected == "a divisor of batch: 6, 3, 2, 1"

@@ -28,6 +28,8 @@ torch's own allocator of a GPU's memory leaves far less between them (`SCATTERED
 SCATTERED_ON_GPU = 1.1
 SMALL_BYTES = 256_000_000
 """That is not saved at the cost of time. More at a time makes a CPU slower: it leaves the caches (`docs/performance.md`)."""
+STEP_BYTES = 1_000_000_000
+"""Of a step's activations on a CPU. More of its pictures at a time are no faster there, and large ones slower (`docs/performance.md`)."""
 OPTIMIZER_STATES = {"adamw": 2}
 """Numbers that an optimizer keeps for each trained one."""
 
@@ -89,6 +91,18 @@ def libraries_bytes(made: Plan) -> int:
 def _sizes_px(made: Plan) -> tuple[tuple[int, int], ...]:
     """Sizes (width, height) of the pictures that a run trains on or asks about, each once, in the pictures' order."""
     return tuple(dict.fromkeys(made.sizes_px[i] for i in (*made.training, *made.held_out)))
+
+
+def brisk(graph: Graph, work: Job, parts: Sequence[int]) -> int:
+    """How many of a step's pictures are best computed at a time on its device.
+
+    Args:
+        graph: of the job.
+        work: the job.
+        parts: to choose from, most first.
+    """
+    most = STEP_BYTES * work.batch / graph.step.peak_bytes if work.device.type == "cpu" else math.inf
+    return next((n for n in parts if n <= most), parts[-1])
 
 
 def at_a_time(graph: Graph, work: Job) -> int:

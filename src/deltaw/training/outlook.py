@@ -11,10 +11,10 @@ from torch import nn
 
 from deltaw import device as devices
 from deltaw.data.cache import default_root
-from deltaw.events import Event, Phase, Step, Table, Tell, Warn
+from deltaw.events import Event, Note, Phase, Step, Table, Tell, Warn
 from deltaw.families.base import Base
 from deltaw.options import Given
-from deltaw.training import forecast, pace, plan, replay, room, trial
+from deltaw.training import forecast, memory, pace, plan, replay, room, trial
 from deltaw.training.forecast import Forecast
 from deltaw.training.plan import Plan
 from deltaw.training.stepping import Work
@@ -38,7 +38,9 @@ def foretell(given: Given, base: Base, made: Plan, out: Path, tell: Tell) -> tup
     """
     tell(Phase("foretell memory and disk"))
     available = devices.available_bytes(torch.device(made.settings.device))
-    predicted, made = _made_to_fit(given, base, made, available[0], tell)
+    predicted = forecast.make(base, made)
+    predicted, made = _made_brisk(given, base, made, predicted, tell)
+    predicted, made = _made_to_fit(given, base, made, predicted, available[0], tell)
     tell(Table("what it will take at its peaks", COLUMNS, predicted.rows()))
     if given.options.ignore_room:
         tell(Warn("ignore_room: whether memory and disk suffice is not checked"))
@@ -47,8 +49,20 @@ def foretell(given: Given, base: Base, made: Plan, out: Path, tell: Tell) -> tup
     return predicted, made
 
 
-def _made_to_fit(given: Given, base: Base, made: Plan, free_bytes: int, tell: Tell) -> tuple[Forecast, Plan]:
-    predicted = forecast.make(base, made)
+def _made_brisk(given: Given, base: Base, made: Plan, predicted: Forecast, tell: Tell) -> tuple[Forecast, Plan]:
+    """With fewer pictures at a time where that is left open and the device is no slower for it."""
+    n = memory.brisk(predicted.graph, predicted.job, plan.micro_batches(made.settings.batch))
+    if given.options.micro_batch is not None or n == made.settings.batch:
+        return predicted, made
+    reason = "more of this size take more memory and are no faster on this device"
+    tell(Note(f"{_SAVED['micro_batch'].format(n)}: {reason}"))
+    made = plan.saving(made, reason, micro_batch=n)
+    return forecast.make(base, made), made
+
+
+def _made_to_fit(
+    given: Given, base: Base, made: Plan, predicted: Forecast, free_bytes: int, tell: Tell
+) -> tuple[Forecast, Plan]:
     if predicted.needed_bytes <= free_bytes:
         return predicted, made
     for settings in _savings(given, made):
@@ -64,9 +78,8 @@ def _made_to_fit(given: Given, base: Base, made: Plan, free_bytes: int, tell: Te
 
 def _savings(given: Given, made: Plan) -> Iterator[dict[str, Any]]:
     """What may be changed of the settings that the user left open, ever slower: fewer pictures at a time, activations computed again."""
-    parts = (
-        plan.micro_batches(made.settings.batch) if given.options.micro_batch is None else [made.settings.micro_batch]
-    )
+    most = made.settings.micro_batch
+    parts = plan.micro_batches(most) if given.options.micro_batch is None else [most]
     for again in (False, True) if given.options.checkpointing is None else (made.settings.checkpointing,):
         for n in parts:
             wanted = {"micro_batch": n, "checkpointing": again}

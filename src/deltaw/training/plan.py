@@ -155,7 +155,7 @@ def make(given: Given, base: Base, dataset: Dataset, alike: Sequence[Sequence[in
         raise UsageError(f"unknown optimizer {settings.optimizer!r}", where="optimizer", expected=", ".join(optim.ALL))
     if settings.micro_batch not in (fitting := micro_batches(settings.batch)):
         raise UsageError(f"a step of {settings.batch} pictures is not made of parts of {settings.micro_batch}", where="micro_batch",
-                         expected=f"a divisor of batch: {', '.join(map(str, fitting))}")  # fmt: skip
+                         expected=f"a divisor of batch: {', '.join(map(str, fitting))}", advice="give both, --batch and --set micro_batch=N")  # fmt: skip
     formats.named(settings.dialect)
     sampler = _sampler(sizes, training, settings)
     notes = [*_duplicate_notes(dataset, alike), *_caption_notes(captions), *_sampler_notes(sampler, settings)]
