@@ -106,7 +106,7 @@ class TrainOptions(BaseModel):
     )
     micro_batch: int | None = _option(
         "Pictures of a step that are computed at a time, a divisor of batch; their gradients are added up (gradient accumulation). "
-        "Less memory, the same step but for rounding. Default: all, or fewer where nothing else fits.", ge=1
+        "Less memory, the same step but for rounding. Default: as many as fit, on a CPU as are fast.", ge=1
     )  # fmt: skip
     base_int8: bool | None = _option(
         "Keep the frozen base's linear layers, T5's too, in 8 bits: half of bfloat16's memory, off by some 0.8 %, steps a little longer."

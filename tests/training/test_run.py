@@ -126,16 +126,19 @@ def test_activations_computed_again_give_the_same_weights(
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-@pytest.mark.parametrize("more", [(), ("min_snr_gamma=5", "checkpointing=true")])
+@pytest.mark.parametrize(
+    ("base", "more"),
+    [("tiny_base", ("min_snr_gamma=0",)), ("tiny_xl", ("min_snr_gamma=5", "checkpointing=true")), ("tiny_flux", ())],
+)
 def test_parts_of_a_step_give_the_whole_steps_weights(
-    more: tuple[str, ...], pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+    base: str, more: tuple[str, ...], pictures: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    folder = pictures(5)
+    folder, at = pictures(5), str(request.getfixturevalue(base))
     found = []
     for n in (4, 2, 1):
         settings = (*QUICK_SETTINGS, *TO_THE_BIT, f"micro_batch={n}", "save_dtype=float32", *more)
         file = deltaw.train(
-            folder, base=str(tiny_base), out=tmp_path / str(n), steps=6, batch=4, rank=2, lr=1e-3, settings=settings
+            folder, base=at, out=tmp_path / str(n), steps=6, batch=4, rank=2, lr=1e-3, settings=settings
         ).file
         found.append(tensorfile.read(file))
         events = [json.loads(line) for line in (tmp_path / str(n) / "events.jsonl").read_text().splitlines()]

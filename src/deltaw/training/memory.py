@@ -29,7 +29,7 @@ SCATTERED_ON_GPU = 1.1
 SMALL_BYTES = 256_000_000
 """That is not saved at the cost of time. More at a time makes a CPU slower: it leaves the caches (`docs/performance.md`)."""
 STEP_BYTES = 1_000_000_000
-"""Of a step's activations on a CPU. More of its pictures at a time are no faster there, and large ones slower (`docs/performance.md`)."""
+"""Of a step's activations on a CPU. More of its pictures at a time are hardly faster there, and large ones slower (`docs/performance.md`)."""
 OPTIMIZER_STATES = {"adamw": 2}
 """Numbers that an optimizer keeps for each trained one."""
 

@@ -50,11 +50,11 @@ def foretell(given: Given, base: Base, made: Plan, out: Path, tell: Tell) -> tup
 
 
 def _made_brisk(given: Given, base: Base, made: Plan, predicted: Forecast, tell: Tell) -> tuple[Forecast, Plan]:
-    """With fewer pictures at a time where that is left open and the device is no slower for it."""
+    """With fewer pictures at a time where that is left open and the device is hardly slower for it, or faster."""
     n = memory.brisk(predicted.graph, predicted.job, plan.micro_batches(made.settings.batch))
     if given.options.micro_batch is not None or n == made.settings.batch:
         return predicted, made
-    reason = "more of this size take more memory and are no faster on this device"
+    reason = "more of this size would take far more memory here, and little less time, if any"
     tell(Note(f"{_SAVED['micro_batch'].format(n)}: {reason}"))
     made = plan.saving(made, reason, micro_batch=n)
     return forecast.make(base, made), made
