@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -173,7 +174,8 @@ def saving(plan: Plan, reason: str, **settings: Any) -> Plan:
 
 def micro_batches(batch: int) -> list[int]:
     """How many of a step's pictures can be computed at a time, so that each time they are as many: most first."""
-    return [n for n in range(batch, 0, -1) if batch % n == 0]
+    small = [n for n in range(1, math.isqrt(batch) + 1) if batch % n == 0]
+    return sorted({*small, *(batch // n for n in small)}, reverse=True)
 
 
 def on_all(plan: Plan, n_steps: int) -> Plan:
