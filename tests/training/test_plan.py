@@ -13,7 +13,7 @@ from deltaw.data import folder
 from deltaw.data.folder import Dataset, Picture
 from deltaw.errors import UsageError
 from deltaw.families import bases, solvers
-from deltaw.training import plan, run
+from deltaw.training import plan, run, sampler
 from deltaw.zoo import bundled_base
 
 
@@ -122,7 +122,7 @@ def test_too_few_steps_to_see_every_picture_is_said(pictures: Callable[..., Path
 def test_parts_of_a_step_are_of_one_size(pictures: Callable[..., Path], tiny_base: Path) -> None:
     found = pictures(3)
     assert make(found, tiny_base, batch=6).settings.micro_batch == 6
-    assert [plan.micro_batches(n) for n in (1, 7, 12, 16)] == [[1], [7, 1], [12, 6, 4, 3, 2, 1], [16, 8, 4, 2, 1]]
+    assert [sampler.micro_batches(n) for n in (1, 7, 12, 16)] == [[1], [7, 1], [12, 6, 4, 3, 2, 1], [16, 8, 4, 2, 1]]
     with pytest.raises(UsageError, match="a step of 6 pictures is not made of parts of 4") as caught:
         plan.make(options.parse({"batch": 6}, ["micro_batch=4"]), bases.open_base(tiny_base), folder.scan(found))
     assert caught.value.expected == "a divisor of batch: 6, 3, 2, 1"

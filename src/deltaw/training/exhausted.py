@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from deltaw.errors import DeltawError
-from deltaw.training import plan, state
+from deltaw.training import sampler, state
 from deltaw.training.folder import RunFolder
 from deltaw.training.plan import Settings
 
@@ -45,7 +45,7 @@ def ran_out(error: BaseException) -> bool:
 def cheapest(settings: Settings) -> str:
     """The change that saves memory at the least cost to the result."""
     if settings.micro_batch > 1:
-        return f"take --set micro_batch={plan.micro_batches(settings.micro_batch)[1]}"
+        return f"take --set micro_batch={sampler.micro_batches(settings.micro_batch)[1]}"
     if not settings.checkpointing:
         return "take --set checkpointing=true"
     if settings.dtype == "float32":

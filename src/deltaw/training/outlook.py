@@ -14,7 +14,7 @@ from deltaw.data.cache import default_root
 from deltaw.events import Event, Note, Phase, Step, Table, Tell, Warn
 from deltaw.families.base import Base
 from deltaw.options import Given
-from deltaw.training import forecast, memory, pace, plan, replay, room, trial
+from deltaw.training import forecast, memory, pace, plan, replay, room, sampler, trial
 from deltaw.training.forecast import Forecast
 from deltaw.training.plan import Plan
 from deltaw.training.stepping import Work
@@ -51,7 +51,7 @@ def foretell(given: Given, base: Base, made: Plan, out: Path, tell: Tell) -> tup
 
 def _made_brisk(given: Given, base: Base, made: Plan, predicted: Forecast, tell: Tell) -> tuple[Forecast, Plan]:
     """With fewer pictures at a time where that is left open and the device is hardly slower for it, or faster."""
-    n = memory.brisk(predicted.graph, predicted.job, plan.micro_batches(made.settings.batch))
+    n = memory.brisk(predicted.graph, predicted.job, sampler.micro_batches(made.settings.batch))
     if given.options.micro_batch is not None or n == made.settings.batch:
         return predicted, made
     reason = "more of this size would take far more memory here, and little less time, if any"
@@ -79,7 +79,7 @@ def _made_to_fit(
 def _savings(given: Given, made: Plan) -> Iterator[dict[str, Any]]:
     """What may be changed of the settings that the user left open, ever slower: fewer pictures at a time, activations computed again."""
     most = made.settings.micro_batch
-    parts = plan.micro_batches(most) if given.options.micro_batch is None else [most]
+    parts = sampler.micro_batches(most) if given.options.micro_batch is None else [most]
     for again in (False, True) if given.options.checkpointing is None else (made.settings.checkpointing,):
         for n in parts:
             wanted = {"micro_batch": n, "checkpointing": again}

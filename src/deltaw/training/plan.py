@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from deltaw.families import solvers
 from deltaw.families.base import Base
 from deltaw.options import Given
 from deltaw.training import optim
-from deltaw.training.sampler import Sampler
+from deltaw.training.sampler import Sampler, require_parts
 
 GENERIC_SUBJECTS = ("a cat", "a house by a lake", "a portrait of a woman", "a bowl of fruit")
 """What a contact sheet tries beside the user's own captions when the base recommends nothing."""
@@ -154,9 +153,7 @@ def make(given: Given, base: Base, dataset: Dataset, alike: Sequence[Sequence[in
     settings = Settings(**{f.name: _plain(choose.values[f.name].value) for f in fields(Settings)})
     if settings.optimizer not in optim.ALL:
         raise UsageError(f"unknown optimizer {settings.optimizer!r}", where="optimizer", expected=", ".join(optim.ALL))
-    if settings.micro_batch not in (fitting := micro_batches(settings.batch)):
-        raise UsageError(f"a step of {settings.batch} pictures is not made of parts of {settings.micro_batch}", where="micro_batch",
-                         expected=f"a divisor of batch: {', '.join(map(str, fitting))}", advice="give both, --batch and --set micro_batch=N")  # fmt: skip
+    require_parts(settings.batch, settings.micro_batch)
     formats.named(settings.dialect)
     sampler = _sampler(sizes, training, settings)
     notes = [*_duplicate_notes(dataset, alike), *_caption_notes(captions), *_sampler_notes(sampler, settings)]
@@ -170,12 +167,6 @@ def saving(plan: Plan, reason: str, **settings: Any) -> Plan:
     """The same plan with settings that hold less memory and leave what is learnt alone: `checkpointing`, `micro_batch`."""
     values = {**plan.values, **{name: Value(value, "plan", reason) for name, value in settings.items()}}
     return replace(plan, settings=replace(plan.settings, **settings), values=values)
-
-
-def micro_batches(batch: int) -> list[int]:
-    """How many of a step's pictures can be computed at a time, so that each time they are as many: most first."""
-    small = [n for n in range(1, math.isqrt(batch) + 1) if batch % n == 0]
-    return sorted({*small, *(batch // n for n in small)}, reverse=True)
 
 
 def on_all(plan: Plan, n_steps: int) -> Plan:

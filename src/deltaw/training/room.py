@@ -13,7 +13,8 @@ from deltaw.errors import DeltawError, UsageError, refuse_all
 from deltaw.families.base import Base
 from deltaw.training import forecast
 from deltaw.training.forecast import Forecast
-from deltaw.training.plan import Plan, micro_batches
+from deltaw.training.plan import Plan
+from deltaw.training.sampler import micro_batches
 
 Change = tuple[str, dict[str, Any]]
 """What to write on the command line, and what it changes in a `Job`."""

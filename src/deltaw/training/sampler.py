@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from deltaw.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -67,3 +70,20 @@ def _shuffled(seed: int, bucket: tuple[int, int], turn: int, n: int) -> np.ndarr
     """Round `turn` over a bucket's `n` pictures; kept, since a shuffle of a million takes longer than a step may wait."""
     # SeedSequence mixes its words, so neighbouring rounds are unrelated
     return np.random.default_rng([seed, *bucket, turn]).permutation(n)
+
+
+def micro_batches(batch: int) -> list[int]:
+    """How many of a step's pictures can be computed at a time, so that each time they are as many: most first."""
+    small = [n for n in range(1, math.isqrt(batch) + 1) if batch % n == 0]
+    return sorted({*small, *(batch // n for n in small)}, reverse=True)
+
+
+def require_parts(batch: int, micro_batch: int) -> None:
+    """Refuses parts that do not make up a step.
+
+    Raises:
+        UsageError: `micro_batch` is no divisor of `batch`.
+    """
+    if micro_batch not in (fitting := micro_batches(batch)):
+        raise UsageError(f"a step of {batch} pictures is not made of parts of {micro_batch}", where="micro_batch",
+                         expected=f"a divisor of batch: {', '.join(map(str, fitting))}", advice="give both, --batch and --set micro_batch=N")  # fmt: skip
