@@ -112,6 +112,8 @@ def test_a_run_that_does_not_fit_is_refused_with_the_cheapest_change(
     least = forecast.make(base, whole, batch=1)
     with pytest.raises(UsageError, match=r"take --set micro_batch=1: it needs"):
         room.require(forecast.make(base, whole), base, whole, (least.needed_bytes, "free"), {})
+    words = [text for kind in room._changes(base, few) for text, _ in kind]
+    assert words[:3] == ["--set micro_batch=2", "--set micro_batch=1", "--set checkpointing=true"]
     with pytest.raises(UsageError, match=r"even with .*--resolution 32.* it needs"):
         room.require(*forecast_of_few, (1, "free"), {})
 
@@ -146,8 +148,7 @@ def test_a_plan_gets_what_makes_the_run_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     given, base, made = _large(settings, pictures, tiny_base)
-    job = {"batch" if name == "micro_batch" else name: value for name, value in spare.items()}
-    least = forecast.make(base, made, **job).needed_bytes
+    least = forecast.make(base, replace(made, settings=replace(made.settings, **spare))).needed_bytes
     monkeypatch.setattr(devices, "available_bytes", lambda _: (least, "free"))
     heard: list[Event] = []
     predicted, changed = outlook.foretell(given, base, made, tmp_path, heard.append)
@@ -183,28 +184,30 @@ def test_all_that_was_left_open_is_tried_the_fastest_first(
     given, base, made = _large(["ignore_room=true"], pictures, tiny_base)
     original, tried = forecast.make, []
 
-    def noted(*asked: Any, **changes: Any) -> forecast.Forecast:
-        tried.append(changes)
-        return original(*asked)
+    def noted(_: Any, asked: plan.Plan) -> forecast.Forecast:
+        tried.append((asked.settings.micro_batch, asked.settings.checkpointing))
+        return original(base, made)
 
     monkeypatch.setattr(forecast, "make", noted)
     monkeypatch.setattr(devices, "available_bytes", lambda _: (1, "free"))
     outlook.foretell(given, base, made, tmp_path, lambda _: None)
-    parts = [{"batch": n} for n in (32, 16, 8, 4, 2, 1)]
-    again = {"checkpointing": True}
-    assert tried == [{}, *parts, again, *({**part, **again} for part in parts)]
+    assert tried == [(n, again) for again in (False, True) for n in (64, 32, 16, 8, 4, 2, 1)]
 
 
 @pytest.mark.parametrize(
-    "settings", [["micro_batch=64", "checkpointing=false"], ["micro_batch=1", "checkpointing=true"]]
+    ("settings", "advice"),
+    [
+        (["micro_batch=64", "checkpointing=false"], r"take --set micro_batch=32: it needs"),
+        (["micro_batch=64", "checkpointing=true"], r"take --set micro_batch=32: it needs"),
+    ],
 )
 def test_a_plan_keeps_what_the_user_chose(
-    settings: list[str], pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    settings: list[str], advice: str, pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     given, base, made = _large(settings, pictures, tiny_base)
     least = forecast.make(base, made).needed_bytes
     monkeypatch.setattr(devices, "available_bytes", lambda _: (least - 1, "free"))
-    with pytest.raises(UsageError, match="the run needs"):
+    with pytest.raises(UsageError, match=advice):
         outlook.foretell(given, base, made, tmp_path, lambda _: None)
 
 

@@ -73,7 +73,8 @@ def _in_float32(work: Work) -> Work:
 def _finite(work: Work, error: NotFiniteError, tensors: Mapping[str, Tensor]) -> bool:
     """Whether loss and gradient of the failed batch are finite with these adapters."""
     with verify.holding(work.wrapped, tensors):
-        loss = stepping.gradients(work, stepping.batch(work, error.pictures, error.step).on(work.device, work.dtype))
+        failed = stepping.batch(work, error.pictures, error.step)
+        loss = stepping.gradients(work, failed, lambda part: stepping.add_gradients(work, part))
         return all(bool(torch.isfinite(t).all()) for t in (loss, work.flat.grads))
 
 

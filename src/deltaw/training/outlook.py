@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,7 @@ def _made_to_fit(
     if predicted.needed_bytes <= free_bytes:
         return predicted, made
     for settings in _savings(given, made):
-        job = {"batch" if name == "micro_batch" else name: value for name, value in settings.items()}
-        smaller = forecast.make(base, made, **job)
+        smaller = forecast.make(base, replace(made, settings=replace(made.settings, **settings)))
         if smaller.needed_bytes <= free_bytes:
             reason = (f"the run then needs {smaller.needed_bytes / 1e9:.2f} instead of {predicted.needed_bytes / 1e9:.2f} GB, "
                       f"and {free_bytes / 1e9:.2f} GB are there")  # fmt: skip

@@ -57,16 +57,16 @@ class Steps:
     def __call__(self, batch: Batch) -> Tensor:
         """The loss of a batch on the CPU, as a scalar that may still be computed; the gradients are in `work.flat` by then."""
         if self._stream is None:
-            return stepping.gradients(self._work, batch.on(self._work.device, self._work.dtype))
+            return stepping.gradients(self._work, batch, self._launched)
         current = torch.cuda.current_stream(self._work.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            self._work.flat.begin()
-            parts = batch.parts(self._work.plan.settings.micro_batch)
-            losses = [self._on_gpu(part).clone() for part in parts]  # a replay writes over the last one's
-            loss = torch.stack(losses).sum()
+            loss = stepping.gradients(self._work, batch, self._on_gpu)
         current.wait_stream(self._stream)
         return loss
+
+    def _launched(self, part: Batch) -> Tensor:
+        return stepping.add_gradients(self._work, part)
 
     def _on_gpu(self, batch: Batch) -> Tensor:
         """The loss of a part, whose gradients are added to those there are."""
@@ -76,11 +76,11 @@ class Steps:
         recorded = self._recorded.get(shape)
         self._seen.add(shape)
         if recorded is None:
-            return stepping.add_gradients(self._work, batch.on(self._work.device, self._work.dtype))
+            return self._launched(batch)
         for room, new in zip(recorded.read.tensors(), batch.tensors(), strict=True):
             room.copy_(new)
         recorded.graph.replay()
-        return recorded.loss
+        return recorded.loss.clone()  # the next replay writes over it
 
     def _record(self, shape: tuple[torch.Size, ...], batch: Batch) -> None:
         """Records the step of one shape; all shapes share the memory of their activations, since one runs at a time."""
@@ -90,7 +90,7 @@ class Steps:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                loss = stepping.add_gradients(self._work, read)
+                loss = self._launched(read)
         except RuntimeError as error:
             self._records = False
             why = "memory is short" if exhausted.ran_out(error) else str(error).strip().splitlines()[0][:200]

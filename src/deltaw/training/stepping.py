@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -124,18 +125,23 @@ def objective_loss(work: Work, there: Batch) -> Tensor:
     return (error * there.weights).mean()
 
 
-def gradients(work: Work, there: Batch) -> Tensor:
-    """The loss of a batch that is on the device; its gradients are in `work.flat` then, in place of those before.
+def gradients(work: Work, whole: Batch, add: Callable[[Batch], Tensor]) -> Tensor:
+    """The loss of a batch; its gradients are in `work.flat` then, in place of those before.
 
     They are added up over the parts that are computed at a time (gradient accumulation).
+
+    Args:
+        work: whose gradients are computed.
+        whole: the batch.
+        add: adds a part's gradients and gives its loss, `add_gradients` or what does the same.
     """
     work.flat.begin()
-    losses = [add_gradients(work, part) for part in there.parts(work.plan.settings.micro_batch)]
+    losses = [add(part) for part in whole.parts(work.plan.settings.micro_batch)]
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
 def add_gradients(work: Work, part: Batch) -> Tensor:
-    """The loss of a batch, or of a part, that is on the device; its gradients are added to those in `work.flat`."""
-    loss = objective_loss(work, part)
+    """The loss of a batch or of a part, sent to the device if it is not there; its gradients are added to those in `work.flat`."""
+    loss = objective_loss(work, part.on(work.device, work.dtype))
     loss.backward()
     return loss.detach()
