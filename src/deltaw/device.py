@@ -43,6 +43,29 @@ def choose(name: str | None = None) -> tuple[torch.device, str]:
     return torch.device("cpu"), f"no GPU found; {torch.get_num_threads()} threads"
 
 
+def several(device: torch.device, n: int) -> list[torch.device]:
+    """`n` devices to compute on side by side, the given one first: a GPU each, or the same CPU, whose cores are shared out.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    if n == 1:
+        return [device]
+    if not torch.distributed.is_available():
+        raise UsageError("this build of torch has no torch.distributed, without which processes cannot work together",
+                         where="processes", advice="take --set processes=1, or a usual build of torch")  # fmt: skip
+    if device.type == "cpu":
+        return [device] * n
+    first, there = device.index or 0, torch.cuda.device_count() if device.type == "cuda" else 1
+    if n > there:
+        raise UsageError(
+            f"{n} processes need as many GPUs, and {there} {'are' if there > 1 else 'is'} here", where="processes",
+            expected=f"{there} at most", advice=f"take --set processes={there}",
+        )  # fmt: skip
+    others = [i for i in range(there) if i != first]
+    return [torch.device(device.type, i) for i in (first, *others[: n - 1])]
+
+
 def _usable(name: str) -> torch.device:
     """The device, after it ran one real kernel: a listed GPU may still be too old or too new."""
     try:

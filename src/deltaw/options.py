@@ -108,6 +108,10 @@ class TrainOptions(BaseModel):
         "Pictures of a step that are computed at a time, a divisor of batch; their gradients are added up (gradient accumulation). "
         "Less memory, the same step but for rounding. Default: as many as fit, on a CPU as are fast.", ge=1
     )  # fmt: skip
+    processes: int | None = _option(
+        "Processes that share out every step's pictures and the questions, one a GPU (on a CPU its cores); a divisor of batch. The same "
+        "step but for rounding.", ge=1
+    )  # fmt: skip
     base_int8: bool | None = _option(
         "Keep the frozen base's linear layers, T5's too, in 8 bits: half of bfloat16's memory, off by some 0.8 %, steps a little longer."
     )

@@ -13,7 +13,7 @@ from deltaw.data import folder
 from deltaw.data.folder import Dataset, Picture
 from deltaw.errors import UsageError
 from deltaw.families import bases, solvers
-from deltaw.training import plan, run, sampler
+from deltaw.training import plan, run, sampler, wording
 from deltaw.zoo import bundled_base
 
 
@@ -92,16 +92,16 @@ def test_holding_everything_out_is_refused() -> None:
     [("a cat", "zxq, a cat"), ("", "zxq"), ("a ZXQ cat", "a ZXQ cat")],
 )
 def test_the_trigger_is_added_once(caption: str, wanted: str) -> None:
-    assert plan.with_trigger(caption, "zxq") == wanted
-    assert plan.with_trigger(caption, "") == caption
+    assert wording.with_trigger(caption, "zxq") == wanted
+    assert wording.with_trigger(caption, "") == caption
 
 
 def test_the_common_ending_is_what_most_captions_share() -> None:
-    assert plan.common_ending(["a, red, x style", "b, x style", "c, x style"]) == "x style"
-    assert plan.common_ending(["a, x style", "b, y style", "c, x style"]) == ""
-    assert plan.common_ending(["a, x style"]) == ""
-    assert plan.common_ending(["a, black, x style", "b, c, black, x style", "d, black, x style"]) == "black, x style"
-    assert plan.common_ending(["", ""]) == ""
+    assert wording.common_ending(["a, red, x style", "b, x style", "c, x style"]) == "x style"
+    assert wording.common_ending(["a, x style", "b, y style", "c, x style"]) == ""
+    assert wording.common_ending(["a, x style"]) == ""
+    assert wording.common_ending(["a, black, x style", "b, c, black, x style", "d, black, x style"]) == "black, x style"
+    assert wording.common_ending(["", ""]) == ""
 
 
 def test_marks_end_with_the_last_step() -> None:
@@ -125,4 +125,4 @@ def test_parts_of_a_step_are_of_one_size(pictures: Callable[..., Path], tiny_bas
     assert [sampler.micro_batches(n) for n in (1, 7, 12, 16)] == [[1], [7, 1], [12, 6, 4, 3, 2, 1], [16, 8, 4, 2, 1]]
     with pytest.raises(UsageError, match="a step of 6 pictures is not made of parts of 4") as caught:
         plan.make(options.parse({"batch": 6}, ["micro_batch=4"]), bases.open_base(tiny_base), folder.scan(found))
-    assert caught.value.expected == "a divisor of batch: 6, 3, 2, 1"
+    assert caught.value.expected == "a divisor of 6: 6, 3, 2, 1"

@@ -61,7 +61,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 def steps(gpu: Gpu, micro_batch: int = 8) -> Steps:
     flat = SimpleNamespace(begin=lambda: gpu.began.append(len(gpu.did)))
     work: Any = SimpleNamespace(
-        device=SimpleNamespace(type="cuda"), dtype=torch.bfloat16, flat=flat, plan=planned(micro_batch)
+        device=SimpleNamespace(type="cuda"), dtype=torch.bfloat16, flat=flat, plan=planned(micro_batch), team=None
     )
     return Steps(work, gpu.heard.append)
 
@@ -160,7 +160,7 @@ def test_a_cpu_records_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         stepping, "add_gradients", lambda _work, there: seen.append(there.x.device.type) or there.x.sum()
     )
     flat = SimpleNamespace(begin=lambda: None)
-    work: Any = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, flat=flat, plan=planned(8))
+    work: Any = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, flat=flat, plan=planned(8), team=None)
     compute = Steps(work, seen.append)
     for _ in range(4):
         compute(batch(2))

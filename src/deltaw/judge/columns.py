@@ -6,6 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+GENERIC_SUBJECTS = ("a cat", "a house by a lake", "a portrait of a woman", "a bowl of fruit")
+"""What a contact sheet tries beside the user's own captions when the base recommends nothing."""
+
 
 @dataclass(frozen=True)
 class Column:

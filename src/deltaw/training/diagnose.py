@@ -74,7 +74,8 @@ def _finite(work: Work, error: NotFiniteError, tensors: Mapping[str, Tensor]) ->
     """Whether loss and gradient of the failed batch are finite with these adapters."""
     with verify.holding(work.wrapped, tensors):
         failed = stepping.batch(work, error.pictures, error.step)
-        loss = stepping.gradients(work, failed, lambda part: stepping.add_gradients(work, part))
+        parts = failed.parts(work.plan.settings.micro_batch)
+        loss = stepping.gradients(work, parts, lambda part: stepping.add_gradients(work, part))
         return all(bool(torch.isfinite(t).all()) for t in (loss, work.flat.grads))
 
 

@@ -32,6 +32,7 @@ class Forecast:
         graph: of the run's pieces of work.
         memory: by phase, beyond `held_bytes`.
         held_bytes: what the process holds before the run, on a GPU nothing; `libraries_bytes`: what code and kernels add to it.
+        beside_bytes: what the run's other processes hold of the same memory.
         disk: (place, bytes, reason): "run" is the result folder, "cache" what encoders made.
     """
 
@@ -40,6 +41,7 @@ class Forecast:
     memory: tuple[Need, ...]
     held_bytes: int
     libraries_bytes: int
+    beside_bytes: int
     disk: tuple[tuple[str, int, str], ...]
 
     @property
@@ -50,7 +52,7 @@ class Forecast:
     @property
     def needed_bytes(self) -> int:
         """What has to be free at the most, beyond what the process holds already."""
-        return self.libraries_bytes + max(need.n_bytes for need in self.memory)
+        return self.libraries_bytes + self.beside_bytes + max(need.n_bytes for need in self.memory)
 
     @property
     def on_gpu(self) -> bool:
@@ -82,7 +84,19 @@ class Forecast:
         shown = [(f"memory: {n.phase}", memory.size(base + self._seen_bytes(n)), self._why(n)) for n in self.memory]
         program = "torch's code and work space on the GPU" if self.on_gpu else "Python, torch and their code"
         first = ("memory: program", memory.size(base), f"{program}; counted in all that follow")
-        return (first, *shown, *((f"disk: {where}", f"{n / 1e6:.1f} MB", why) for where, n, why in self.disk))
+        others = [
+            (
+                "memory: other processes",
+                memory.size(self.beside_bytes),
+                "a program, a network and a step each; counted in none of these",
+            )
+        ]
+        return (
+            first,
+            *shown,
+            *(others if self.beside_bytes else ()),
+            *((f"disk: {where}", f"{n / 1e6:.1f} MB", why) for where, n, why in self.disk),
+        )
 
     def _seen_bytes(self, need: Need) -> int:
         return need.n_bytes if self.on_gpu else need.seen_bytes
@@ -105,7 +119,8 @@ def make(base: Base, made: Plan, **changes: Any) -> Forecast:
     read = memory.feed_bytes(base, made)
     held = 0 if work.device.type == "cuda" else devices.rss_bytes()
     needs = memory.needs(graph, work, made.settings.optimizer, min(read, 2 * feed.HELD_BYTES), memory.file_bytes(base))
-    return Forecast(work, graph, needs, held, memory.libraries_bytes(made), _disk(graph, made, read))
+    beside = memory.beside_bytes(graph, work, made)
+    return Forecast(work, graph, needs, held, memory.libraries_bytes(made), beside, _disk(graph, made, read))
 
 
 def _disk(graph: Graph, made: Plan, read_bytes: int) -> tuple[tuple[str, int, str], ...]:

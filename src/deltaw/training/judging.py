@@ -47,7 +47,7 @@ class Judge:
         """Losses (n, k), picture by question, by step, 0 being the base."""
         self.drifts: dict[int, Drift] = {}
         self.means: list[Candidate] = []
-        self.at_a_time = session.outlook.predicted.at_a_time
+        self.at_a_time = session.outlook.predicted.at_a_time * made.settings.processes
         self._of_base: Answers | None = None
         self._restore(history)
 
@@ -71,7 +71,7 @@ class Judge:
 
     def losses(self, work: Work) -> Tensor:
         """The answers' errors (n, k) with the adapter as it stands."""
-        return self.questions.losses(partial(stepping.answer, work), self.at_a_time)
+        return self.questions.losses(partial(stepping.answer_together, work), self.at_a_time)
 
     def tell(self, score: Score) -> None:
         """Says how a snapshot does."""
@@ -122,4 +122,4 @@ class Judge:
 
     def _answers(self, work: Work) -> Answers:
         """To all questions, and to some of them under plain prompts."""
-        return self.questions.answers(partial(stepping.answer, work), self.again, self.at_a_time)
+        return self.questions.answers(partial(stepping.answer_together, work), self.again, self.at_a_time)

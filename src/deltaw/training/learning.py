@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from deltaw import device as devices
-from deltaw import formats, inject
+from deltaw import formats
 from deltaw.data.feed import Feed
 from deltaw.errors import Interrupted
 from deltaw.events import Note, Phase, Tick, Warn
-from deltaw.families import predicts, readers
-from deltaw.families.base import check_point
+from deltaw.families import predicts
 from deltaw.judge.choice import Candidate, Choice
-from deltaw.training import asking, averaging, diagnose, keeping, loop, optim, plan, verify
+from deltaw.training import asking, averaging, diagnose, keeping, loading, loop, optim, plan, verify
 from deltaw.training.judging import Judge
 from deltaw.training.loop import Run
 from deltaw.training.session import Session
 from deltaw.training.state import State
-from deltaw.training.stepping import Work, seeded
+from deltaw.training.stepping import Work
+from deltaw.training.team import Team
 from deltaw.training.verify import Proof
 
 
@@ -67,7 +67,9 @@ class _Kept:
         self.adapters = {s: tensors for s, tensors in self.adapters.items() if s in (step, recommended)}
 
 
-def learn(session: Session, data: Feed, judge: Judge, saved: State | None, stop_asked: Callable[[], bool]) -> Learnt:
+def learn(
+    session: Session, data: Feed, judge: Judge, saved: State | None, stop_asked: Callable[[], bool], team: Team | None
+) -> Learnt:
     """Trains, chooses among the snapshots and their means, writes the choice and proves it.
 
     Args:
@@ -76,14 +78,15 @@ def learn(session: Session, data: Feed, judge: Judge, saved: State | None, stop_
         judge: takes the answers.
         saved: the state to go on from.
         stop_asked: polled after every step.
+        team: the other processes, just started; None where there are none.
 
     Raises:
         Interrupted: `stop_asked` said so; everything is saved.
-        DeltawError: no finite loss, or a file that fails the proof.
+        DeltawError: no finite loss, another process failed, or a file that fails the proof.
     """
     clock, n_steps = session.clock, session.plan.settings.steps
     with clock.phase("load"):
-        work, run = _load(session, data)
+        work, run = _load(session, data, team)
         initial = {name: p.detach().clone() for name, p in work.wrapped.parameters().items()}
     with clock.phase("try"):
         session.outlook.try_step(work, session.tell)
@@ -124,8 +127,8 @@ def _interrupted(session: Session, work: Work, run: Run, judge: Judge) -> Interr
                        advice=f"go on with the same command and --resume --out {path}")  # fmt: skip
 
 
-def _load(session: Session, data: Feed) -> tuple[Work, Run]:
-    """The network with its adapters, and the run at its start."""
+def _load(session: Session, data: Feed, team: Team | None) -> tuple[Work, Run]:
+    """The network with its adapters, and the run at its start; the other processes have theirs by then."""
     settings = session.plan.settings
     session.tell(Phase("load the base"))
     network = session.outlook.take_network()
@@ -134,18 +137,17 @@ def _load(session: Session, data: Feed) -> tuple[Work, Run]:
     shape = (settings.micro_batch, *data.latents[session.plan.training[0]].shape)
     if doubt := predicts.doubt(session.base, network, session.device, session.dtype, shape):
         session.tell(Warn(doubt))
-    if settings.checkpointing:
-        check_point(network)
-    wrapped = inject.wrap(network, settings.targets, settings.rank, settings.alpha, seeded(settings.seed, "init", 0))
-    flat, why = readers.gather(network, wrapped, session.device, session.dtype)
+    work, why = loading.prepared(session.base, network, data, session.plan, session.device, session.dtype, team)
     if why:
         session.tell(Note(f"adapters are computed by torch's own kernels, DeltaW's cannot be used here: {why}"))
-    work = Work(session.base, network, wrapped, flat, data, session.plan, session.device, session.dtype)
-    n_params = sum(p.numel() for p in wrapped.parameters().values())
-    session.tell(
-        Note(f"{len(wrapped.modules)} modules get a LoRA of rank {settings.rank}: {n_params:,} numbers to train")
-    )
+    n_modules, n_params = len(work.wrapped.modules), work.flat.values.numel()
+    session.tell(Note(f"{n_modules} modules get a LoRA of rank {settings.rank}: {n_params:,} numbers to train"))
     keeping.rehearse(session, work)
+    if team is not None:
+        team.join()
+        session.tell(
+            Note(f"{team.n} processes share out every step, the questions and the sheet: on {', '.join(team.places)}")
+        )
     return work, _beginning(work)
 
 

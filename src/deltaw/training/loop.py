@@ -71,7 +71,8 @@ def train(work: Work, run: Run, at_mark: Callable[[Run], None], stop_asked: Call
             step, started = run.step + 1, time.perf_counter()
             pictures, batch = following
             loss = compute(batch)
-            following = _prepared(work, turns, step + 1)  # while a GPU computes
+            following = _prepared(work, turns, step + 1)  # while a GPU computes, or other processes do
+            loss = compute.gathered(loss)
             norm = optim.clip(trained, settings.clip)
             value = float(loss)
             bad = bad + 1 if not (_finite(value) and _finite(norm)) else 0

@@ -30,6 +30,10 @@ SMALL_BYTES = 256_000_000
 """That is not saved at the cost of time. More at a time makes a CPU slower: it leaves the caches (`docs/performance.md`)."""
 STEP_BYTES = 1_000_000_000
 """Of a step's activations on a CPU. More of its pictures at a time are hardly faster there, and large ones slower (`docs/performance.md`)."""
+JOINED_BYTES = 70_000_000
+"""What the main process holds more where there are others: its kernels are made for two numbers of cores. Measured."""
+PROGRAM_BYTES = 600_000_000
+"""Of a further process on the CPU: Python, torch, the other libraries and oneDNN's kernels. Measured."""
 OPTIMIZER_STATES = {"adamw": 2}
 """Numbers that an optimizer keeps for each trained one."""
 
@@ -85,7 +89,17 @@ def file_bytes(base: Base) -> dict[str, int]:
 def libraries_bytes(made: Plan) -> int:
     """What code and kernels add during a run."""
     on_cpu = torch.device(made.settings.device).type == "cpu"
-    return LIBRARIES_BYTES + on_cpu * KERNELS_BYTES * (len(_sizes_px(made)) - 1)
+    joined = JOINED_BYTES if made.settings.processes > 1 else 0
+    return LIBRARIES_BYTES + on_cpu * (KERNELS_BYTES * (len(_sizes_px(made)) - 1) + joined)
+
+
+def beside_bytes(graph: Graph, work: Job, made: Plan) -> int:
+    """What a run's other processes hold of the same memory: on a CPU all of theirs, on GPUs, of which each has its own, nothing."""
+    if work.device.type != "cpu":
+        return 0
+    step, asked = _scattered(graph.step.peak_bytes, work), _asked(graph, work, at_a_time(graph, work))
+    trained = graph.network_bytes + 2 * graph.adapter_bytes + max(step, asked) + graph.layer(work.dtype)
+    return (made.settings.processes - 1) * (PROGRAM_BYTES + max(trained, _drawing(graph, work).n_bytes))
 
 
 def _sizes_px(made: Plan) -> tuple[tuple[int, int], ...]:

@@ -12,7 +12,8 @@ from deltaw.families.base import Base
 from deltaw.families.family import Family
 from deltaw.judge import seen
 from deltaw.training import fingerprint
-from deltaw.training.plan import Plan, common_ending
+from deltaw.training.plan import Plan
+from deltaw.training.wording import common_ending
 
 RECIPE = "deltaw.recipe"
 """The header entry that `deltaw rebuild` repeats a run from."""
@@ -54,7 +55,7 @@ def describe(name: str, family: Family, plan: Plan, dataset: Dataset, base: Base
         "ss_steps": str(settings.steps),
         "ss_max_train_steps": str(settings.steps),
         "ss_total_batch_size": str(settings.batch),
-        "ss_gradient_accumulation_steps": str(settings.batch // settings.micro_batch),
+        "ss_gradient_accumulation_steps": str(settings.batch // settings.micro_batch // settings.processes),
         "ss_num_train_images": str(len(plan.training)),
         "ss_resolution": f"({settings.resolution}, {settings.resolution})",
         "ss_seed": str(settings.seed),

@@ -38,7 +38,8 @@ def foretell(given: Given, base: Base, made: Plan, out: Path, tell: Tell) -> tup
         UsageError: or ManyErrors; the advice is the cheapest change that fits.
     """
     tell(Phase("foretell memory and disk"))
-    available = devices.available_bytes(torch.device(made.settings.device))
+    used = devices.several(torch.device(made.settings.device), made.settings.processes)
+    available = min(devices.available_bytes(device) for device in used)
     predicted = forecast.make(base, made)
     predicted, made = _made_brisk(given, base, made, predicted, tell)
     predicted, made = _made_to_fit(given, base, made, predicted, available[0], tell)
@@ -52,8 +53,9 @@ def foretell(given: Given, base: Base, made: Plan, out: Path, tell: Tell) -> tup
 
 def _made_brisk(given: Given, base: Base, made: Plan, predicted: Forecast, tell: Tell) -> tuple[Forecast, Plan]:
     """With fewer pictures at a time where that is left open and the device is hardly slower for it, or faster."""
-    n = memory.brisk(predicted.graph, predicted.job, sampler.micro_batches(made.settings.batch))
-    if given.options.micro_batch is not None or n == made.settings.batch:
+    share = made.settings.batch // made.settings.processes
+    n = memory.brisk(predicted.graph, predicted.job, sampler.micro_batches(share))
+    if given.options.micro_batch is not None or n == share:
         return predicted, made
     reason = "more of this size would take far more memory here, and little less time, if any"
     tell(Note(f"{_SAVED['micro_batch'].format(n)}: {reason}"))

@@ -51,8 +51,10 @@ def parts(
     """
     settings = made.settings
     n_steps, marks = settings.steps - done, [mark for mark in made.marks if mark > done]
-    per_flop = measured.step_s / (graph.step.flops * (settings.batch // job.batch))
-    asked_s = n_questions * (measured.ask_s if measured.ask_s is not None else graph.ask.flops * per_flop)
+    per_flop = measured.step_s / (graph.step.flops * (settings.batch // settings.n_gpus // job.batch))
+    asked_s = (
+        n_questions * (measured.ask_s if measured.ask_s is not None else graph.ask.flops * per_flop) / settings.n_gpus
+    )
     asked_before = len(made.marks) > len(marks)  # at the first mark, which is behind: the base was asked then
     rounds = asking.n_rounds(made) - len(made.marks) + len(marks) - asked_before
     drifts = (len(marks) + 1) * asking.N_DRIFT / n_questions
@@ -62,7 +64,7 @@ def parts(
         measured.decode_s if measured.decode_s is not None else graph.decode.flops * measured.exact_s / graph.ask.flops
     )
     pictures = (n_rows + 1) * job.n_drawn  # the nearest trained ones are shown too
-    drawing = n_rows * settings.sample_steps * draw_s + pictures * decode_s
+    drawing = -(-n_rows // settings.n_gpus) * settings.sample_steps * draw_s + pictures * decode_s
     proofs = N_PROOFS * min(verify.N_QUESTIONS, n_questions)
     how = "measured" if measured.draw_s is not None else "by its FLOPs"
     n_sizes = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,11 +18,8 @@ from deltaw.errors import UsageError
 from deltaw.families import solvers
 from deltaw.families.base import Base
 from deltaw.options import Given
-from deltaw.training import optim
+from deltaw.training import optim, wording
 from deltaw.training.sampler import Sampler, require_parts
-
-GENERIC_SUBJECTS = ("a cat", "a house by a lake", "a portrait of a woman", "a bowl of fruit")
-"""What a contact sheet tries beside the user's own captions when the base recommends nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,13 @@ class Settings:
     save_dtype: str
     checkpointing: bool
     micro_batch: int
+    processes: int
     base_int8: bool
+
+    @property
+    def n_gpus(self) -> int:
+        """GPUs that compute a step together; 1 on a CPU, whose cores processes share."""
+        return self.processes if torch.device(self.device).type == "cuda" else 1
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def make(given: Given, base: Base, dataset: Dataset, alike: Sequence[Sequence[in
     used = [i for i in range(len(dataset.pictures)) if i not in left_out]
     choose = _Chooser(given, base.folder.recommended.get("train", {}))
     trigger = choose.pick("trigger", "", "no trigger word was given; captions stay as they are", "default")
-    captions = tuple(with_trigger(p.caption, trigger) for p in dataset.pictures)
+    captions = tuple(wording.with_trigger(p.caption, trigger) for p in dataset.pictures)
     _choose_model(choose, base)
     choose.pick("duplicates", "count", "every file is a picture of its own", "default")
     held_out = _held_out(choose.pick("held_out", *_held_out_default(len(used))), used, dataset)
@@ -149,11 +151,12 @@ def make(given: Given, base: Base, dataset: Dataset, alike: Sequence[Sequence[in
     sizes = _buckets(choose, base, dataset)
     device, _ = devices.choose(choose.values["device"].value if choose.values["device"].value != "auto" else None)
     _choose_length(choose, base, len(training), device)
-    choose.pick("prompts", *_prompts(captions, training, base.folder.recommended.get("prompts", {})))
+    choose.pick("prompts", *wording.prompts(captions, training, base.folder.recommended.get("prompts", {})))
     settings = Settings(**{f.name: _plain(choose.values[f.name].value) for f in fields(Settings)})
     if settings.optimizer not in optim.ALL:
         raise UsageError(f"unknown optimizer {settings.optimizer!r}", where="optimizer", expected=", ".join(optim.ALL))
-    require_parts(settings.batch, settings.micro_batch)
+    require_parts(settings.batch, settings.processes, settings.micro_batch)
+    devices.several(device, settings.processes)
     formats.named(settings.dialect)
     sampler = _sampler(sizes, training, settings)
     notes = [*_duplicate_notes(dataset, alike), *_caption_notes(captions), *_sampler_notes(sampler, settings)]
@@ -181,13 +184,6 @@ def _sampler(sizes_px: Sequence[tuple[int, int]], indices: Sequence[int], settin
     for index in indices:
         members.setdefault(sizes_px[index], []).append(index)
     return Sampler(members, settings.batch, settings.seed)
-
-
-def with_trigger(caption: str, trigger: str) -> str:
-    """The caption with the trigger in front, unless it holds it already."""
-    if not trigger or trigger.casefold() in caption.casefold():
-        return caption
-    return f"{trigger}, {caption}" if caption else trigger
 
 
 def marks(n_steps: int, n_snapshots: int) -> tuple[int, ...]:
@@ -231,10 +227,11 @@ def _choose_model(choose: _Chooser, base: Base) -> None:
 
 def _choose_length(choose: _Chooser, base: Base, n_training: int, device: torch.device) -> None:
     on_gpu = device.type == "cuda"
-    batch = choose.pick(
-        "batch", 4 if on_gpu else 1, "a GPU is there" if on_gpu else "the memory of a CPU run is kept low"
-    )
-    choose.pick("micro_batch", batch, "a step's pictures are computed together where memory suffices", "default")
+    processes = choose.pick("processes", 1, _alone(device), "default")
+    usual, why = (4, "a GPU is there") if on_gpu else (1, "the memory of a CPU run is kept low")
+    batch = choose.pick("batch", -(-usual // processes) * processes, why)
+    each = max(1, batch // processes)
+    choose.pick("micro_batch", each, "a step's pictures are computed together where memory suffices", "default")
     advice = base.folder.recommended.get("length", {"visits": 100, "least": 300, "most": 2000})
     steps = round(advice["visits"] * n_training / batch)
     steps = min(max(steps, advice["least"]), advice["most"])
@@ -254,6 +251,11 @@ def _choose_length(choose: _Chooser, base: Base, n_training: int, device: torch.
     choose.pick("warmup_steps", min(max(1, steps // 20), 100), "5 % of the run")
     choose.pick("schedule", "cosine", "ends on small steps, so the last snapshot is a settled one", "default")
     choose.pick("snapshots", 5, "enough to see where learning turns into memorising", "default")
+
+
+def _alone(device: torch.device) -> str:
+    n = torch.cuda.device_count() if device.type == "cuda" else 1
+    return f"{n} GPUs are here; --set processes={n} shares every step out among them" if n > 1 else "one computes all"
 
 
 def _held_out_default(n: int) -> tuple[int, str]:
@@ -281,31 +283,6 @@ def _buckets(choose: _Chooser, base: Base, dataset: Dataset) -> tuple[tuple[int,
         raise UsageError(f"resolution {side} does not fit the base", where="resolution", expected=f"a multiple of {step}",
                          advice=f"take {max(step, round(side / step) * step)}")  # fmt: skip
     return tuple(bucketing.bucket(p.size_px, side, step) for p in dataset.pictures)
-
-
-def _prompts(
-    captions: Sequence[str], training: Sequence[int], advice: Mapping[str, Any]
-) -> tuple[tuple[str, ...], str]:
-    """Two captions that were trained and four subjects that were not, in the pictures' common words."""
-    common = common_ending(captions)
-    known = [captions[training[round(i * (len(training) - 1))]] for i in (0.25, 0.75)]
-    subjects = [s for s in advice.get("subjects", GENERIC_SUBJECTS) if not any(c.startswith(s) for c in captions)]
-    new = [f"{subject}, {common}" if common else subject for subject in subjects[:4]]
-    ending = f" with the captions' common ending {common!r}" if common else ""
-    return tuple(dict.fromkeys(p for p in (*new, *known) if p)) or ("",), f"{len(new)} new subjects{ending}, 2 captions"
-
-
-def common_ending(captions: Sequence[str]) -> str:
-    """The comma-separated parts that more than 80 % of the captions end with, as many as that holds for, or ""."""
-    parts = [[part.strip() for part in os.fspath(c).split(",")] for c in captions if c]
-    found = ""
-    for n in range(1, 1 + max(map(len, parts), default=0)):
-        endings = Counter(", ".join(p[-n:]) for p in parts if len(p) >= n)
-        ending, count = endings.most_common(1)[0]
-        if len(captions) < 2 or count <= 0.8 * len(captions):
-            break
-        found = ending
-    return found
 
 
 def _duplicate_notes(dataset: Dataset, alike: Sequence[Sequence[int]]) -> list[str]:

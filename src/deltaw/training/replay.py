@@ -7,8 +7,9 @@ take longer to launch them than a fast GPU to compute them (Gray 2019, "Getting 
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,12 @@ MOST_GRAPHS = 16
 def n_first(device: torch.device) -> int:
     """Steps of one shape of batch before one takes what all later ones take."""
     return 3 if device.type == "cuda" else 1
+
+
+def _strictness() -> Literal["global", "thread_local"]:
+    """Which threads may disturb a recording: NCCL's own, which looks after a group's work, asks events all the time."""
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return "thread_local" if joined else "global"
 
 
 @dataclass(frozen=True)
@@ -55,15 +62,43 @@ class Steps:
         self._stream = torch.cuda.Stream(work.device) if self._records else None
 
     def __call__(self, batch: Batch) -> Tensor:
-        """The loss of a batch on the CPU, as a scalar that may still be computed; the gradients are in `work.flat` by then."""
+        """The loss of a batch on the CPU, as a scalar that may still be computed, as the gradients in `work.flat`.
+
+        With other processes both are those of a share until `gathered` has added up all.
+        """
+        work = self._work
+        parts = batch.parts(work.plan.settings.micro_batch)
+        if work.team is None:
+            return self.of(parts)
+        each = len(parts) // work.team.n
+        mine, *theirs = (parts[i : i + each] for i in range(0, len(parts), each))
+        work.team.begin("gradients", theirs, work.flat.values.detach())
+        with work.team.cores():
+            return self.of(mine)
+
+    def of(self, parts: Sequence[Batch]) -> Tensor:
+        """The same of the parts of a step that are computed in this process."""
         if self._stream is None:
-            return stepping.gradients(self._work, batch, self._launched)
+            return stepping.gradients(self._work, parts, self._launched)
         current = torch.cuda.current_stream(self._work.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            loss = stepping.gradients(self._work, batch, self._on_gpu)
+            loss = stepping.gradients(self._work, parts, self._on_gpu)
         current.wait_stream(self._stream)
         return loss
+
+    def gathered(self, loss: Tensor) -> Tensor:
+        """The loss of the whole step, of which `loss` is what this process computed; the gradients are the whole's too.
+
+        Raises:
+            MemoryError, DeltawError: another process failed.
+        """
+        team = self._work.team
+        if team is None:
+            return loss
+        others = sum(team.replies())
+        team.add_up(self._work.flat.grads)
+        return loss + others
 
     def _launched(self, part: Batch) -> Tensor:
         return stepping.add_gradients(self._work, part)
@@ -89,7 +124,7 @@ class Steps:
         read = batch.on(self._work.device, self._work.dtype)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=_strictness()):
                 loss = self._launched(read)
         except RuntimeError as error:
             self._records = False

@@ -10,6 +10,7 @@ from deltaw.judge.choice import PRICE, Choice
 from deltaw.judge.drift import Drift
 from deltaw.judge.scores import Score
 from deltaw.training.drawing import Copies
+from deltaw.training.team import Peak
 from deltaw.training.verify import Proof
 
 MORE = 1.5
@@ -37,6 +38,7 @@ class Report:
         peak_rss_bytes: of the process; `peak_device_bytes` of a GPU, 0 without one.
         losses: per step, as trained. `n_skipped`: steps that had no finite loss or gradient.
         foretold: memory and time, (what, predicted and used).
+        peaks: memory of the run's other processes.
     """
 
     file: Path
@@ -62,6 +64,7 @@ class Report:
     losses: tuple[float, ...]
     n_skipped: int
     foretold: tuple[tuple[str, str], ...]
+    peaks: tuple[Peak, ...] = ()
 
     @property
     def recommended_step(self) -> int:
@@ -115,6 +118,9 @@ def cost(report: Report) -> list[tuple[str, str]]:
     ]
     if report.peak_device_bytes:
         rows.append(("peak memory of the GPU", f"{report.peak_device_bytes / 1e9:.2f} GB"))
+    for peak in report.peaks:
+        beside = f", of the GPU {peak.device_bytes / 1e9:.2f} GB" if peak.device_bytes else ""
+        rows.append((f"peak memory of the process on {peak.device}", f"{peak.rss_bytes / 1e9:.2f} GB{beside}"))
     if report.n_skipped:
         rows.append(("steps skipped, not finite", str(report.n_skipped)))
     return [*rows, ("file", f"{report.n_bytes / 1e6:.2f} MB"), *report.foretold]

@@ -52,6 +52,9 @@ def require(
 
 def _cheapest(base: Base, made: Plan, predicted: Forecast, free_bytes: int) -> str:
     """The first change, in the order of what it costs in quality, with which the run fits; those that do not help are left out."""
+    alone = predicted.needed_bytes - predicted.beside_bytes
+    if alone < predicted.needed_bytes and alone <= free_bytes:
+        return f"take --set processes=1: it needs {alone / 1e9:.2f} GB"
     words: list[str] = []
     kept: dict[str, Any] = {}
     least = predicted.needed_bytes

@@ -39,6 +39,7 @@ from deltaw.training.profiling import Profiler, Shares
 from deltaw.training.report import Report
 from deltaw.training.session import Clock, Session, begin
 from deltaw.training.state import State
+from deltaw.training.team import Peak, Team
 
 
 def train(
@@ -159,22 +160,26 @@ def _run(
     with session.clock.phase("try"):
         session.outlook.try_sample(session.base, session.plan, session.device, session.tell)
     judge = Judge(session, data, {} if saved is None or other else saved.history)  # another run's questions were others
-    learnt = learning.learn(session, data, judge, saved, stop_asked)
-    shares = profiler.close() if profiler else None
-    devices.give_back()
-    with session.clock.phase("draw"):  # the networks of training are gone by now: drawing needs the room
-        drawn = drawing.draw(session, data, learnt.name)
-    return _report(session, judge, learnt, drawn, shares)
+    with Team.of(session.base.folder.path, session.plan, session.device) as team:
+        learnt = learning.learn(session, data, judge, saved, stop_asked, team)
+        shares = profiler.close() if profiler else None
+        devices.give_back()
+        with session.clock.phase("draw"):  # the networks of training are gone by now: drawing needs the room
+            drawn = drawing.draw(session, data, learnt.name, team)
+        peaks = () if team is None else team.dismiss()
+    return _report(session, judge, learnt, drawn, shares, peaks)
 
 
-def _report(session: Session, judge: Judge, learnt: Learnt, drawn: Drawn, shares: Shares | None) -> Report:
+def _report(
+    session: Session, judge: Judge, learnt: Learnt, drawn: Drawn, shares: Shares | None, peaks: tuple[Peak, ...]
+) -> Report:
     folder, made, tell = session.folder, session.plan, session.tell
     peak, on_device = devices.peak_rss_bytes(), devices.peak_device_bytes(session.device)
     found = Report(
         folder.result, folder.path, drawn.sheet, folder.result.stat().st_size, learnt.choice, learnt.name, learnt.retrained, judge.score(learnt.choice.best),
         judge.scores(), made.settings.steps, learnt.stopped, asking.measured_on(made), bool(made.held_out),
         dict(judge.drifts), drawn.copies, learnt.proof, dict(session.clock.seconds), learnt.steps_per_s,
-        peak, on_device, learnt.losses, learnt.n_skipped, session.outlook.compare(peak, on_device, whole=not learnt.stopped),
+        peak, on_device, learnt.losses, learnt.n_skipped, session.outlook.compare(peak, on_device, whole=not learnt.stopped), peaks,
     )  # fmt: skip
     subtitle = (f"{len(session.plan.training)} pictures, {made.settings.steps} steps of {made.settings.batch}, rank "
                 f"{made.settings.rank}, on {session.base.folder.path.name}")  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -16,6 +16,7 @@ from deltaw.families.base import Base
 from deltaw.flat import Flat
 from deltaw.inject import Wrapped
 from deltaw.training.plan import Plan
+from deltaw.training.team import Team
 
 PARTS = 16
 """Equal parts of the noise schedule that are gone through before one comes again."""
@@ -31,6 +32,7 @@ class Work:
         feed: the pictures.
         plan: every value.
         device: where the network is; `dtype`: that it computes in.
+        team: other processes, which compute their share of every step and of the questions; None where there are none.
     """
 
     base: Base
@@ -41,6 +43,7 @@ class Work:
     plan: Plan
     device: torch.device
     dtype: torch.dtype
+    team: Team | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Batch:
         if n >= len(self.x):
             return [self]
         weighted = replace(self, weights=self.weights * (n / len(self.x)))
-        return [Batch(*part) for part in zip(*(t.split(n) for t in weighted.tensors()), strict=True)]
+        return [Batch(*part) for part in zip(*(_apart(t.split(n)) for t in weighted.tensors()), strict=True)]
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """The same on a device; what the network reads in its precision, what its answer is compared with in float32."""
@@ -118,6 +121,22 @@ def answer(work: Work, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
     return work.base.denoise(work.network, x.to(device, dtype), times.to(device), text.to(device, dtype))
 
 
+def answer_together(work: Work, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
+    """The same, of as many processes as there are: each answers to its share."""
+    if work.team is None or len(x) < work.team.n:
+        return answer(work, x, times, text)
+    mine, *theirs = zip(*(_apart(t.tensor_split(work.team.n)) for t in (x, times, text)), strict=True)
+    work.team.begin("answer", theirs, work.flat.values.detach())
+    with work.team.cores():
+        own = answer(work, *mine)
+    return torch.cat([own, *(other.to(own) for other in work.team.replies())])
+
+
+def _apart(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Parts of one tensor as tensors of their own: what is sent to another process takes all of its memory along."""
+    return [part.clone() for part in parts]
+
+
 def objective_loss(work: Work, there: Batch) -> Tensor:
     """The weighted objective on a batch that is on the device, as a scalar with a graph."""
     prediction = work.base.denoise(work.network, there.x, there.times, there.text)
@@ -125,18 +144,16 @@ def objective_loss(work: Work, there: Batch) -> Tensor:
     return (error * there.weights).mean()
 
 
-def gradients(work: Work, whole: Batch, add: Callable[[Batch], Tensor]) -> Tensor:
-    """The loss of a batch; its gradients are in `work.flat` then, in place of those before.
-
-    They are added up over the parts that are computed at a time (gradient accumulation).
+def gradients(work: Work, parts: Sequence[Batch], add: Callable[[Batch], Tensor]) -> Tensor:
+    """The loss of a step's parts; their gradients, added up, are in `work.flat` then, in place of those before.
 
     Args:
         work: whose gradients are computed.
-        whole: the batch.
+        parts: that are computed one after another (gradient accumulation).
         add: adds a part's gradients and gives its loss, `add_gradients` or what does the same.
     """
     work.flat.begin()
-    losses = [add(part) for part in whole.parts(work.plan.settings.micro_batch)]
+    losses = [add(part) for part in parts]
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 

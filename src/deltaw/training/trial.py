@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from deltaw import device as devices
-from deltaw import inject
 from deltaw.data.feed import Feed
 from deltaw.events import Phase, Tell, silent
-from deltaw.families import blueprint, readers
+from deltaw.families import blueprint
 from deltaw.families.base import Base
-from deltaw.training import asking, replay
+from deltaw.training import asking, loading, replay
 from deltaw.training.exactly import exactly
 from deltaw.training.graph import Job
 from deltaw.training.plan import Plan
@@ -62,12 +61,18 @@ def step(work: Work, job: Job) -> tuple[float, float]:
         work: network and adapters; its pictures are not looked at.
         job: largest bucket.
     """
-    whole = replace(job, batch=work.plan.settings.batch)
+    settings = work.plan.settings
+    others = settings.n_gpus if work.team is None else 1  # this one's share, where the others are not there
+    whole = replace(job, batch=settings.batch // others)
     x, times, text = questions(work.base, whole, torch.float32, torch.device("cpu"))
     batch = Batch(x, times, text, torch.randn(x.shape), torch.ones(len(x)))
     compute = Steps(work, silent)
-    first = [_seconds(lambda: compute(batch), work.device) for _ in range(replay.n_first(work.device))]
-    step_s = _seconds(lambda: compute(batch), work.device)
+
+    def one() -> object:
+        return compute.gathered(compute(batch))
+
+    first = [_seconds(one, work.device) for _ in range(replay.n_first(work.device))]
+    step_s = _seconds(one, work.device)
     compute.forget()
     devices.give_back()
     return step_s, _beyond(first, step_s)
@@ -104,12 +109,9 @@ def questions(base: Base, job: Job, dtype: torch.dtype, device: torch.device) ->
 
 def load_and_step(base: Base, made: Plan, job: Job, device: torch.device) -> Measured:
     """`step` with a network that is loaded for it and released."""
-    settings = made.settings
-    network = base.denoiser(device, job.dtype, checkpointing=job.checkpointing, packed=job.base_int8)
-    generator = torch.Generator().manual_seed(settings.seed)
-    wrapped = inject.wrap(network, settings.targets, settings.rank, settings.alpha, generator)
-    flat, _ = readers.gather(network, wrapped, device, job.dtype)
-    step_s, size_s = step(Work(base, network, wrapped, flat, Feed([], {}, []), made, device, job.dtype), job)
+    network = base.denoiser(device, job.dtype, packed=job.base_int8)
+    work, _ = loading.prepared(base, network, Feed([], {}, []), made, device, job.dtype)
+    step_s, size_s = step(work, job)
     return Measured(step_s, exact(base, network, job, device), size_s=size_s)
 
 

@@ -19,7 +19,7 @@ from deltaw.families import bases, solvers
 from deltaw.families.base import Base
 from deltaw.judge import choice, scores
 from deltaw.judge.choice import Candidate
-from deltaw.judge.columns import Column, columns
+from deltaw.judge.columns import GENERIC_SUBJECTS, Column, columns
 from deltaw.judge.drift import Drift
 from deltaw.judge.nearness import Gallery, Limits, Nearest
 from deltaw.judge.scores import Interval, Score
@@ -29,7 +29,6 @@ from deltaw.verbs.painter import Painter
 
 N_SUBJECTS = 4
 """Prompts of the sheet where none are given."""
-GENERIC_SUBJECTS = ("a cat", "a house by a lake", "a portrait of a woman", "a bowl of fruit")
 
 
 @dataclass(frozen=True)
