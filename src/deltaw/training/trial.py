@@ -23,6 +23,7 @@ from deltaw.training.graph import Job
 from deltaw.training.plan import Plan
 from deltaw.training.replay import Steps
 from deltaw.training.stepping import Batch, Work
+from deltaw.training.team import Team
 from deltaw.verbs.painter import Painter, Recipe
 
 SHORT_S = 0.5
@@ -61,9 +62,7 @@ def step(work: Work, job: Job) -> tuple[float, float]:
         work: network and adapters; its pictures are not looked at.
         job: largest bucket.
     """
-    settings = work.plan.settings
-    others = settings.n_gpus if work.team is None else 1  # this one's share, where the others are not there
-    whole = replace(job, batch=settings.batch // others)
+    whole = replace(job, batch=work.plan.settings.batch)
     x, times, text = questions(work.base, whole, torch.float32, torch.device("cpu"))
     batch = Batch(x, times, text, torch.randn(x.shape), torch.ones(len(x)))
     compute = Steps(work, silent)
@@ -108,10 +107,13 @@ def questions(base: Base, job: Job, dtype: torch.dtype, device: torch.device) ->
 
 
 def load_and_step(base: Base, made: Plan, job: Job, device: torch.device) -> Measured:
-    """`step` with a network that is loaded for it and released."""
-    network = base.denoiser(device, job.dtype, packed=job.base_int8)
-    work, _ = loading.prepared(base, network, Feed([], {}, []), made, device, job.dtype)
-    step_s, size_s = step(work, job)
+    """`step` with a network that is loaded for it and released, and with other processes where the plan has them."""
+    with Team.of(base.folder.path, made, device) as team:
+        network = base.denoiser(device, job.dtype, packed=job.base_int8)
+        work, _ = loading.prepared(base, network, Feed([], {}, []), made, device, job.dtype, team)
+        if team is not None:
+            team.join()
+        step_s, size_s = step(work, job)
     return Measured(step_s, exact(base, network, job, device), size_s=size_s)
 
 

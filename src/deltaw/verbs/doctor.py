@@ -77,7 +77,9 @@ def _device() -> Finding:
         device, why = devices.choose()
     except DeltawError as error:
         return Finding("device", error.what, "update the GPU's driver, or take torch's build for it; or use device=cpu")
-    return Finding("device", f"{device} ({why}); one kernel ran")
+    n = torch.cuda.device_count() if device.type == "cuda" else 1
+    more = f"; {n} GPUs, which train together with --set processes={n}" if n > 1 else ""
+    return Finding("device", f"{device} ({why}); one kernel ran{more}")
 
 
 def _kernels() -> Finding:
