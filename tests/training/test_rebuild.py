@@ -70,6 +70,24 @@ def test_another_version_is_said_and_tried(
     assert again.identical == "tensors"
 
 
+def test_what_this_machine_lacks_can_be_replaced_and_is_said(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    shared = deltaw.train(
+        pictures(3), base=str(tiny_base), out=tmp_path / "out", settings=(*SETTINGS, "processes=2"), steps=3, batch=2, rank=2,
+        lr=1e-2,
+    )  # fmt: skip
+    heard: list[Event] = []
+    again = rebuild(
+        shared.file, tmp_path / "blocks", out=tmp_path / "again", base=str(tiny_base), settings=["processes=1"],
+        tell=heard.append,
+    )  # fmt: skip
+    assert "not as it was: processes: was 2, is what you asked for" in [e.text for e in heard if isinstance(e, Warn)]
+    assert again.differences == ("processes: was 2, is what you asked for",)
+    assert again.deviation < 1e-2
+    assert json.loads(tensorfile.read_header(again.file).metadata[RECIPE])["settings"]["processes"] == 1
+
+
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [(None, "holds no recipe"), ("{", "damaged"), ("[]", "damaged"), ('{"settings": {}, "base": {}, "versions": {}, "format": 9}', "format 9"),

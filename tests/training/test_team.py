@@ -23,7 +23,7 @@ from deltaw.data import folder
 from deltaw.errors import DeltawError, Interrupted, UsageError
 from deltaw.events import Event, Note, Phase, Step, Table
 from deltaw.families import bases
-from deltaw.training import exhausted, plan, report, stepping
+from deltaw.training import exhausted, plan, replay, report, run, stepping
 from deltaw.training.folder import RunFolder
 from deltaw.training.plan import Plan
 from deltaw.training.replay import Steps
@@ -144,7 +144,7 @@ def test_memory_that_runs_out_elsewhere_is_advised_on_as_here(
 ) -> None:
     made = planned(pictures(5), tiny_base, "processes=2")
 
-    def run() -> None:
+    def shared() -> None:
         with exhausted.named(made.settings, RunFolder(tmp_path, "blocks")), Team.of(tiny_base, made, CPU) as team:
             assert team is not None
             team._others[0].send(Huge())
@@ -152,7 +152,7 @@ def test_memory_that_runs_out_elsewhere_is_advised_on_as_here(
             team.replies()
 
     with pytest.raises(DeltawError, match=r"memory ran out \(process 2 of 2, on cpu") as caught:
-        run()
+        shared()
     assert "take --set micro_batch=1" in caught.value.advice
     assert not members()
 
@@ -173,13 +173,13 @@ def test_a_process_that_ends_before_it_begins_is_named(
     made = planned(pictures(5), tiny_base, "processes=2")
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
 
-    def run() -> None:
+    def shared() -> None:
         with Team.of(tiny_base, made, CPU) as team:
             assert team is not None
             team.join()
 
     with pytest.raises(DeltawError, match=r"process 2 of 2, on cpu, ended by itself \(exit code 1\)"):
-        run()
+        shared()
 
 
 @pytest.mark.parametrize(
@@ -291,6 +291,23 @@ def test_the_forecast_counts_what_lies_beside(pictures: Folder, tiny_base: Path,
     (table,) = [e for e in heard if isinstance(e, Table) and e.title.startswith("what it will take")]
     (beside,) = [row for row in table.rows if row[0] == "memory: other processes"]
     assert 1.7 < float(beside[1].split()[0]) < 2.5, "three programs of some 0.6 GB"
+
+
+def test_a_dry_run_measures_with_the_others_and_ends_them(pictures: Folder, tiny_base: Path, tmp_path: Path) -> None:
+    heard: list[Event] = []
+    given = options.parse({**OPTIONS, "base": str(tiny_base), "out": str(tmp_path / "out")}, [*SETTINGS, "processes=2"])
+    run.dry_run(pictures(5), given, strict=False, tell=heard.append)
+    (table,) = [e for e in heard if isinstance(e, Table) and e.title == "how long it will take"]
+    assert table.rows[0][2].startswith("6 steps of")
+    assert not members()
+    assert not torch.distributed.is_initialized()
+    assert not (tmp_path / "out").exists()
+
+
+def test_nccls_own_thread_does_not_end_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert replay._strictness() == "global"
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert replay._strictness() == "thread_local"
 
 
 def test_a_run_that_only_fits_alone_is_told_so(

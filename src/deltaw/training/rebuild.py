@@ -45,7 +45,8 @@ def rebuild(
         folder: the pictures that it was trained on.
         out: result folder of the new run.
         base: the base it was trained on; default: the bundled one.
-        settings: `key=value` words for what a header does not hold, such as `caption_encoding`.
+        settings: `key=value` words for what a header does not hold, such as `caption_encoding`, and for what this machine
+            lacks, such as `device`: they win over the header, which is said.
         stop_asked: polled after every step.
         tell: hears every event.
 
@@ -60,8 +61,10 @@ def rebuild(
     if unknown := sorted(set(recipe["settings"]) - set(known)):
         raise InputError(f"its recipe has settings unknown here: {', '.join(unknown)}", where=file,
                          expected="a file of this version", advice="rebuild it with the DeltaW that wrote it")  # fmt: skip
-    chosen = {**known, "base": base, "out": str(out)}
-    differences = _compare(file, recipe, folder, chosen, settings)
+    asked = {word.partition("=")[0].strip() for word in settings}
+    changed = tuple(f"{name}: was {known[name]}, is what you asked for" for name in sorted(asked & set(known)))
+    chosen = {**{k: v for k, v in known.items() if k not in asked}, "base": base, "out": str(out)}
+    differences = changed + _compare(file, recipe, folder, chosen, settings)
     for line in differences:
         tell(Warn(f"not as it was: {line}"))
     if not differences:
