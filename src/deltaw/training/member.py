@@ -78,7 +78,7 @@ def main() -> None:
 def _serve(orders: IO[bytes], replies: IO[bytes]) -> None:
     task: Task = pickle.load(orders)
     torch.set_num_threads(task.n_threads)
-    device, _ = devices.choose(task.device)
+    device = task.settle()
     base = bases.opened(base_folder.read(task.base))
     trainer = Trainer(task, base, device)
     _say(replies, Reply())

@@ -60,15 +60,19 @@ class Task:
     n_threads: int
     store: Path
 
+    def settle(self) -> torch.device:
+        """The device, which is the process's own from now on: what names no GPU takes this one."""
+        device, _ = devices.choose(self.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return device
+
     def join(self) -> None:
         """Joins the group of all processes; waits until all have."""
-        device = torch.device(self.device)
-        on_gpu = device.type == "cuda"
-        if on_gpu:
-            torch.cuda.set_device(device)
+        device = self.settle()
         if sys.platform in LOOPBACK:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
-        backend = "nccl" if on_gpu and distributed.is_nccl_available() else "gloo"
+        backend = "nccl" if device.type == "cuda" and distributed.is_nccl_available() else "gloo"
         distributed.init_process_group(
             backend, store=distributed.FileStore(str(self.store), self.n), rank=self.rank, world_size=self.n,
             timeout=PATIENCE, device_id=device if backend == "nccl" else None,
