@@ -78,7 +78,7 @@ def test_mistakes_are_named(flags: dict[str, str], settings: list[str], words: s
 @pytest.mark.parametrize(
     ("setting", "nearest"),
     [
-        ("lr=1", "take 0.1"), ("resolution=513", "take 512 or 520"), ("batch=0", "take 1"), ("steps=-1", "take 1"),
+        ("lr=1", "take 0.1"), ("lr=11", "take 0.1"), ("resolution=513", "take 512 or 520"), ("batch=0", "take 1"), ("steps=-1", "take 1"),
         ("steps=1e3", "take 1000"), ("dtype=fp16", "did you mean float16?"), ("lr='1e-4'", "without quotes: 0.0001"),
         ("steps=999999999999", "take 1000000"), ("duplicates=one", "did you mean once?"),
     ],
@@ -88,6 +88,16 @@ def test_the_nearest_valid_value_is_named(setting: str, nearest: str) -> None:
         options.parse({}, [setting])
     assert nearest in told.value.advice
     assert setting.split("=")[0] in told.value.where
+
+
+def test_the_largest_rate_is_the_optimizers() -> None:
+    given = options.parse({}, ["lr=1", "optimizer=prodigy"]).options
+    assert (given.lr, given.optimizer) == (1.0, "prodigy")
+    with pytest.raises(
+        UsageError, match="lr = 11 is refused: that of prodigy should be less than or equal to 10"
+    ) as told:
+        options.parse({"lr": 11.0}, ["optimizer=prodigy"])
+    assert (told.value.where, told.value.advice) == ("--lr", "take 10")
 
 
 @pytest.mark.parametrize("setting", ["alpha=inf", "clip=nan", "lr=inf", "seed=99999999999999999999"])

@@ -24,6 +24,8 @@ from deltaw.errors import DeltawError, InputError, UsageError, refuse_all
 
 MOST_RATE = 0.1
 """Of AdamW, whose steps are as long as the rate, whatever the gradient; a LoRA's own numbers are about that large."""
+MOST_FACTOR = 10.0
+"""Of another optimizer, which may find its rate by itself and take a factor of it."""
 MOST_STEPS = 1_000_000
 MOST_SEED = 2**63 - 1
 AnyPath = Annotated[Path, Strict(False)]
@@ -55,9 +57,7 @@ class TrainOptions(BaseModel):
         "Rank r of ΔW = B·A: the room for what is learnt, and the file size.", visible=True, ge=1
     )
     alpha: float | None = _option("ΔW is scaled by alpha / rank. Default: alpha = rank.", visible=True, gt=0)
-    lr: float | None = _option(
-        "Peak learning rate. Twice as much learns faster, then breaks.", visible=True, gt=0, le=MOST_RATE
-    )
+    lr: float | None = _option("Peak learning rate. Twice as much learns faster, then breaks.", visible=True, gt=0)
     batch: int | None = _option("Pictures per step. Costs memory in proportion; steadier learning.", visible=True, ge=1)
     resolution: int | None = _option(
         "Side of a square picture in pixels; others get its area.", visible=True, ge=32, multiple_of=8
@@ -73,7 +73,9 @@ class TrainOptions(BaseModel):
     targets: str | None = _option("Regular expression; modules whose path it is found in get an adapter.")
     warmup_steps: int | None = _option("Steps over which the rate climbs from 0.", ge=0)
     schedule: Literal["cosine", "linear", "constant"] | None = _option("How the rate falls after the warm-up.")
-    optimizer: str | None = _option("adamw.")
+    optimizer: str | None = _option(
+        "adamw, or prodigy, which finds the learning rate by itself: lr is a factor of it then, by default 1. Needs the extra deltaw[optim]."
+    )
     weight_decay: float | None = _option("Decoupled weight decay of the adapter.", ge=0)
     clip: float | None = _option("Largest gradient norm; 0 does not clip.", ge=0)
     caption_dropout: float | None = _option("Share of captions replaced by the empty one.", ge=0, lt=1)
@@ -182,8 +184,26 @@ def parse(flags: Mapping[str, Any], settings: Sequence[str] = (), config: str | 
     except ValidationError as error:
         problems += [_explained(detail, origin) for detail in error.errors()]
         options = TrainOptions()
+    else:
+        problems += _too_fast(options, origin)
     refuse_all("several options are wrong", problems)
     return Given(options, origin)
+
+
+def _too_fast(options: TrainOptions, origin: Mapping[str, str]) -> list[DeltawError]:
+    optimizer = options.optimizer or "adamw"
+    most = MOST_RATE if optimizer == "adamw" else MOST_FACTOR
+    if options.lr is None or options.lr <= most:
+        return []
+    what = f"lr = {options.lr:g} is refused: that of {optimizer} should be less than or equal to {most:g}"
+    return [
+        UsageError(
+            what,
+            where=origin["lr"],
+            expected=TrainOptions.model_fields["lr"].description or "",
+            advice=f"take {most:g}",
+        )
+    ]
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

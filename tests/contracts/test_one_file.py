@@ -158,7 +158,7 @@ def add_optimizer(package: Path) -> None:
     replaced(
         path,
         ("def adamw(", OPTIMIZER.lstrip("\n") + "def adamw("),
-        ('{"adamw": adamw', '{"dummy": dummy, "adamw": adamw'),
+        ('    "adamw": Kind(adamw),\n', '    "dummy": Kind(dummy),\n    "adamw": Kind(adamw),\n'),
     )
 
 
@@ -218,7 +218,7 @@ x0, e, a, s = torch.rand(2, 3), torch.rand(2, 3), torch.tensor(0.6), torch.tenso
 new = objective.named("sample")
 assert new.to_x0(new.target(x0, e, a, s), objective.mix(x0, e, a, s), a, s).equal(x0)
 p = torch.nn.Parameter(torch.tensor([3.0]))
-made = optim.ALL["dummy"]([p], 0.1, 0.0)
+made = optim.ALL["dummy"].make([p], 0.1, 0.0)
 for _ in range(100):
     made.zero_grad(); p.pow(2).sum().backward(); made.step()
 assert p.abs() < 1e-3

@@ -96,6 +96,23 @@ def test_the_trigger_is_added_once(caption: str, wanted: str) -> None:
     assert wording.with_trigger(caption, "") == caption
 
 
+def test_prodigys_rate_is_a_factor_whatever_the_base_recommends(pictures: Callable[..., Path], tiny_base: Path) -> None:
+    found = pictures(9)
+
+    def rate(base: Path, **given: object) -> plan.Value:
+        return plan.make(options.parse(given), bases.open_base(base), folder.scan(found)).values["lr"]
+
+    assert rate(bundled_base()).origin == "base"
+    assert rate(bundled_base(), optimizer="prodigy") == plan.Value(
+        1.0, "plan", "a factor of the rate that Prodigy finds by itself"
+    )
+    assert rate(tiny_base, optimizer="prodigy", lr=0.5).value == 0.5
+    assert rate(tiny_base).value == 1e-4
+    with pytest.raises(UsageError, match="unknown optimizer 'sgd'") as caught:
+        rate(tiny_base, optimizer="sgd")
+    assert caught.value.expected == "adamw, prodigy"
+
+
 def test_the_common_ending_is_what_most_captions_share() -> None:
     assert wording.common_ending(["a, red, x style", "b, x style", "c, x style"]) == "x style"
     assert wording.common_ending(["a, x style", "b, y style", "c, x style"]) == ""

@@ -14,7 +14,7 @@ from deltaw.data import feed
 from deltaw.data.cache import default_root
 from deltaw.families import blueprint
 from deltaw.families.base import Base
-from deltaw.training import asking, memory
+from deltaw.training import asking, memory, optim
 from deltaw.training.graph import Graph, Job, recalled
 from deltaw.training.memory import Need
 from deltaw.training.plan import Plan
@@ -126,7 +126,7 @@ def make(base: Base, made: Plan, **changes: Any) -> Forecast:
 def _disk(graph: Graph, made: Plan, read_bytes: int) -> tuple[tuple[str, int, str], ...]:
     settings = made.settings
     file = graph.adapter_bytes * getattr(torch, settings.save_dtype).itemsize // 4
-    state = graph.adapter_bytes * (1 + memory.OPTIMIZER_STATES[settings.optimizer])
+    state = graph.adapter_bytes * (1 + optim.ALL[settings.optimizer].n_states)
     sheet = (len(made.marks) + 1) * len(asking.columns(made)) * settings.resolution**2 * 3
     return (
         ("run", file * (len(made.marks) + 1), f"{len(made.marks)} snapshots and the LoRA, {file / 1e6:.1f} MB each"),

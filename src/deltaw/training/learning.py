@@ -97,6 +97,8 @@ def learn(
     first, kept = run.step, _Kept()
     _train(session, work, run, judge, kept, stop_asked)
     clock.seconds["train"] = run.seconds
+    if (rate := optim.found_rate(run.optimizer)) is not None and run.step > first:
+        session.tell(Note(f"the learning rate that {session.plan.settings.optimizer} found: {rate:.2g}"))
     speed = (run.step - first) / run.seconds if run.seconds else 0.0
     if run.step < n_steps and not run.ended:
         raise _interrupted(session, work, run, judge)
@@ -153,7 +155,7 @@ def _load(session: Session, data: Feed, team: Team | None) -> tuple[Work, Run]:
 
 def _beginning(work: Work) -> Run:
     settings = work.plan.settings
-    make = optim.ALL[settings.optimizer]
+    make = optim.ALL[settings.optimizer].make
     return Run(0, [], make([work.flat.values], settings.lr, settings.weight_decay))
 
 

@@ -87,7 +87,8 @@ def train(work: Work, run: Run, at_mark: Callable[[Run], None], stop_asked: Call
             run.n_skipped += bool(bad)
             run.seconds += time.perf_counter() - started
             speed = (step - first) / run.seconds
-            tell(Step(step, settings.steps, value, rate.at(step), speed, devices.rss_bytes(), {"grad_norm": norm}))
+            taken = rate.at(step) * (optim.found_rate(run.optimizer) or 1.0)
+            tell(Step(step, settings.steps, value, taken, speed, devices.rss_bytes(), {"grad_norm": norm}))
             if bad >= MAX_BAD_IN_A_ROW or (bad == step and step in work.plan.marks):  # or nothing was ever learnt
                 raise NotFiniteError(step, pictures, bad)
             if step in work.plan.marks:

@@ -12,7 +12,7 @@ import torch
 from deltaw.data import feed
 from deltaw.families.base import Base
 from deltaw.judge import questions
-from deltaw.training import asking, verify
+from deltaw.training import asking, optim, verify
 from deltaw.training.graph import Graph, Job
 from deltaw.training.plan import Plan
 
@@ -34,8 +34,6 @@ JOINED_BYTES = 70_000_000
 """What the main process holds more where there are others: its kernels are made for two numbers of cores. Measured."""
 PROGRAM_BYTES = 600_000_000
 """Of a further process on the CPU: Python, torch, the other libraries and oneDNN's kernels. Measured."""
-OPTIMIZER_STATES = {"adamw": 2}
-"""Numbers that an optimizer keeps for each trained one."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ def needs(graph: Graph, work: Job, optimizer: str, read_bytes: int, files: Mappi
         read_bytes: latents and texts that training holds, see `feed_bytes`.
         files: see `file_bytes`.
     """
-    states = OPTIMIZER_STATES[optimizer] * graph.adapter_bytes
+    states = optim.ALL[optimizer].n_states * graph.adapter_bytes
     trained = graph.network_bytes + graph.adapter_bytes + states + read_bytes
     n_asked = at_a_time(graph, work)
     asked = _asked(graph, work, n_asked)

@@ -116,11 +116,11 @@ class _Chooser:
         self.recommended = recommended
         self.values: dict[str, Value] = {}
 
-    def pick(self, name: str, value: Any, reason: str, origin: str = "plan") -> Any:
+    def pick(self, name: str, value: Any, reason: str, origin: str = "plan", *, recommended: bool = True) -> Any:
         asked = getattr(self.given.options, name)
         if asked is not None:
             self.values[name] = Value(asked, self.given.origin.get(name, "given"), "you asked for it")
-        elif name in self.recommended:
+        elif recommended and name in self.recommended:
             self.values[name] = Value(self.recommended[name], "base", "the base's deltaw.toml recommends it")
         else:
             self.values[name] = Value(value, origin, reason)
@@ -153,8 +153,6 @@ def make(given: Given, base: Base, dataset: Dataset, alike: Sequence[Sequence[in
     _choose_length(choose, base, len(training), device)
     choose.pick("prompts", *wording.prompts(captions, training, base.folder.recommended.get("prompts", {})))
     settings = Settings(**{f.name: _plain(choose.values[f.name].value) for f in fields(Settings)})
-    if settings.optimizer not in optim.ALL:
-        raise UsageError(f"unknown optimizer {settings.optimizer!r}", where="optimizer", expected=", ".join(optim.ALL))
     require_parts(settings.batch, settings.processes, settings.micro_batch)
     devices.several(device, settings.processes)
     formats.named(settings.dialect)
@@ -205,7 +203,7 @@ def _choose_model(choose: _Chooser, base: Base) -> None:
     choose.pick("targets", base.targets, "Q, K, V and O of every attention layer", "default")
     choose.pick("dialect", *base.dialect, "default")
     choose.pick("seed", 0, "the same for every run unless asked otherwise", "default")
-    choose.pick("optimizer", "adamw", "sound at any batch size", "default")
+    _choose_rate(choose)
     choose.pick("weight_decay", 0.01, "AdamW's usual decay", "default")
     choose.pick("clip", 1.0, "no single batch can throw the adapter off", "default")
     dropout = (
@@ -223,6 +221,17 @@ def _choose_model(choose: _Chooser, base: Base) -> None:
     choose.pick("sampler", sampler, "as `deltaw generate` draws", "default")
     choose.pick("sample_steps", usual, "as `deltaw generate` draws", "default")
     choose.pick("guidance", drawing.get("guidance", base.guidance), "as `deltaw generate` draws", "default")
+
+
+def _choose_rate(choose: _Chooser) -> None:
+    name = choose.pick("optimizer", "adamw", "sound at any batch size", "default")
+    if name not in optim.ALL:
+        raise UsageError(f"unknown optimizer {name!r}", where="optimizer", expected=", ".join(optim.ALL))
+    optim.ALL[name].require()
+    if own := optim.ALL[name].lr:  # what a base recommends are AdamW's
+        choose.pick("lr", *own, recommended=False)
+    else:
+        choose.pick("lr", 1e-4, "the common ground of LoRAs with AdamW")
 
 
 def _choose_length(choose: _Chooser, base: Base, n_training: int, device: torch.device) -> None:
@@ -247,7 +256,6 @@ def _choose_length(choose: _Chooser, base: Base, n_training: int, device: torch.
     choose.pick("pick", "best", "the earliest snapshot within noise of the lowest loss becomes the file", "default")
     choose.pick("final_all", False, "what was judged is what is written", "default")
     choose.pick("stop", True, "ends the run at a mark where further steps have stopped paying", "default")
-    choose.pick("lr", 1e-4, "the common ground of LoRAs with AdamW")
     choose.pick("warmup_steps", min(max(1, steps // 20), 100), "5 % of the run")
     choose.pick("schedule", "cosine", "ends on small steps, so the last snapshot is a settled one", "default")
     choose.pick("snapshots", 5, "enough to see where learning turns into memorising", "default")

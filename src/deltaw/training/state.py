@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from deltaw import tensorfile
 from deltaw.errors import InputError, UsageError
 from deltaw.flat import Flat
+from deltaw.training import optim
 
+GROUP = "all"
+"""In place of an index: what an optimizer keeps for all numbers together."""
+NUMBERS = {int: torch.int64, float: torch.float64}
 FORMAT = 1
 """Raised when a state of this version could not be continued by an older DeltaW."""
 
@@ -92,8 +96,10 @@ def _short(value: str | None) -> str:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, flat: Flat) -> dict[str, Tensor]:
     """The state of an optimizer of `flat.values` as `INDEX.NAME` to tensor, by the parameters' order and not by how they lie."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in optimizer.state.get(flat.values, {}).items():
+    numbers = optim.found_numbers(optimizer).items()
+    found = {f"{GROUP}.{name}": torch.tensor(n, dtype=NUMBERS[type(n)]) for name, n in numbers}
+    for name, value in optimizer.state.get(flat.values, {}).items():
+        tensor = torch.as_tensor(value)
         parts = flat.split(tensor).values() if tensor.shape == flat.values.shape else [tensor] * len(flat.names)
         found |= {f"{i}.{name}": part for i, part in enumerate(parts)}
     return found
@@ -128,6 +134,8 @@ def restore(saved: State, parameters: Mapping[str, nn.Parameter], optimizer: tor
     names = flat.names
     for key, tensor in saved.optimizer.items():
         index, _, name = key.partition(".")
+        if index == GROUP:
+            continue
         if not tensor.dim():  # the number of steps, of all alike
             entry[name] = tensor
             continue
@@ -136,3 +144,8 @@ def restore(saved: State, parameters: Mapping[str, nn.Parameter], optimizer: tor
             parts[name] = flat.split(entry[name])
         parts[name][names[int(index)]].copy_(tensor)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: entry} if entry else {}})
+    group = optimizer.param_groups[0]
+    for key, tensor in saved.optimizer.items():
+        index, _, name = key.partition(".")
+        if index == GROUP:
+            group[name] = tensor.item()
