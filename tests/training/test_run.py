@@ -157,6 +157,32 @@ deltaw.train(sys.argv[1], base=sys.argv[2], out=sys.argv[3], steps=10, batch=2, 
 """
 
 
+def test_prodigy_finds_its_rate_and_goes_on_with_it_to_the_bit(
+    pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    folder, heard = pictures(9), list[Event]()
+    more = {
+        "steps": 8,
+        "lr": 10.0,
+        "settings": (*TO_THE_BIT, "schedule=constant", "optimizer=prodigy", "stop=false", "pick=last"),
+    }
+    whole = train(folder, tiny_base, tmp_path / "whole", tell=heard.append, **more)
+    taken = [e for e in heard if isinstance(e, Step)]
+    assert taken[0].lr == pytest.approx(10 * 1e-5), "what was taken is the found rate times the factor"
+    assert taken[3].lr > 100 * taken[0].lr
+    assert [
+        e.text for e in heard if isinstance(e, Note) and e.text.startswith("the learning rate that prodigy found: ")
+    ]
+    n_taken: list[Event] = []
+    with pytest.raises(Interrupted):
+        train(
+            folder, tiny_base, tmp_path / "cut", stop_asked=lambda: len(n_taken) == 5,
+            tell=lambda e: n_taken.append(e) if isinstance(e, Step) else None, **more,
+        )  # fmt: skip
+    resumed = train(folder, tiny_base, tmp_path / "cut", resume=True, **more)
+    assert resumed.file.read_bytes() == whole.file.read_bytes()
+
+
 def test_ten_steps_are_five_and_a_kill_and_five(pictures: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> None:
     folder = pictures(9)
     whole = deltaw.train(

@@ -130,10 +130,11 @@ def _latents(
         for row in rows[::n]:
             found.append(latents(painter, row))
             session.tell(Tick(len(found) * len(recipes)))
-    drawn: dict[int, Tensor] = {}
-    for i, share in enumerate([found, *(team.replies() if team is not None else ())]):
-        drawn |= dict(zip(range(i, len(rows), n), share, strict=True))
-    session.tell(Tick(len(rows) * len(recipes)))
+    drawn = dict(zip(range(0, len(rows), n), found, strict=True))
+    if team is not None:
+        for i, share in enumerate(team.replies(), 1):
+            drawn |= dict(zip(range(i, len(rows), n), share, strict=True))
+        session.tell(Tick(len(rows) * len(recipes)))
     return {name: drawn[i] for i, (name, _) in enumerate(files)}, painter
 
 

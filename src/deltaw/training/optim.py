@@ -89,10 +89,9 @@ class Kind:
                              advice=f"install it: pip install {self.package}, or deltaw with its extra: deltaw[optim]")  # fmt: skip
 
 
-FOUND_RATE = (1.0, "a factor of the rate that Prodigy finds by itself")
 ALL: dict[str, Kind] = {
     "adamw": Kind(adamw),
-    "prodigy": Kind(prodigy, n_states=4, lr=FOUND_RATE, package="prodigyopt"),
+    "prodigy": Kind(prodigy, 4, (1.0, "a factor of the rate that Prodigy finds by itself"), "prodigyopt"),
 }
 """Optimizers by the name that `--set optimizer=` takes."""
 

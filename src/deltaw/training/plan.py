@@ -154,7 +154,7 @@ def make(given: Given, base: Base, dataset: Dataset, alike: Sequence[Sequence[in
     choose.pick("prompts", *wording.prompts(captions, training, base.folder.recommended.get("prompts", {})))
     settings = Settings(**{f.name: _plain(choose.values[f.name].value) for f in fields(Settings)})
     require_parts(settings.batch, settings.processes, settings.micro_batch)
-    devices.several(device, settings.processes)
+    devices.several(device, settings.processes)  # refuses more than there are
     formats.named(settings.dialect)
     sampler = _sampler(sizes, training, settings)
     notes = [*_duplicate_notes(dataset, alike), *_caption_notes(captions), *_sampler_notes(sampler, settings)]
