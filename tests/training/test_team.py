@@ -23,7 +23,7 @@ from deltaw.data import folder
 from deltaw.errors import DeltawError, Interrupted, UsageError
 from deltaw.events import Event, Note, Phase, Step, Table
 from deltaw.families import bases
-from deltaw.training import exhausted, plan, replay, report, run, stepping
+from deltaw.training import exhausted, plan, replay, report, run, stepping, team
 from deltaw.training.folder import RunFolder
 from deltaw.training.plan import Plan
 from deltaw.training.replay import Steps
@@ -125,10 +125,10 @@ def test_a_process_that_is_ended_is_named_and_what_was_saved_stays(
 
 def test_a_process_that_cannot_load_says_why(pictures: Folder, tiny_base: Path, tmp_path: Path) -> None:
     made = planned(pictures(5), tiny_base, "processes=2")
-    with Team.of(tmp_path / "nowhere", made, CPU) as team:
-        assert team is not None
+    with Team.of(tmp_path / "nowhere", made, CPU) as found:
+        assert found is not None
         with pytest.raises(DeltawError, match=r"process 2 of 2, on cpu, failed: .*nowhere"):
-            team.join()
+            found.join()
     assert not members()
 
 
@@ -145,11 +145,11 @@ def test_memory_that_runs_out_elsewhere_is_advised_on_as_here(
     made = planned(pictures(5), tiny_base, "processes=2")
 
     def shared() -> None:
-        with exhausted.named(made.settings, RunFolder(tmp_path, "blocks")), Team.of(tiny_base, made, CPU) as team:
-            assert team is not None
-            team._others[0].send(Huge())
-            team.join()
-            team.replies()
+        with exhausted.named(made.settings, RunFolder(tmp_path, "blocks")), Team.of(tiny_base, made, CPU) as found:
+            assert found is not None
+            found._others[0].send(Huge())
+            found.join()
+            found.replies()
 
     with pytest.raises(DeltawError, match=r"memory ran out \(process 2 of 2, on cpu") as caught:
         shared()
@@ -174,9 +174,9 @@ def test_a_process_that_ends_before_it_begins_is_named(
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
 
     def shared() -> None:
-        with Team.of(tiny_base, made, CPU) as team:
-            assert team is not None
-            team.join()
+        with Team.of(tiny_base, made, CPU) as found:
+            assert found is not None
+            found.join()
 
     with pytest.raises(DeltawError, match=r"process 2 of 2, on cpu, ended by itself \(exit code 1\)"):
         shared()
@@ -302,6 +302,16 @@ def test_a_dry_run_measures_with_the_others_and_ends_them(pictures: Folder, tiny
     assert not members()
     assert not torch.distributed.is_initialized()
     assert not (tmp_path / "out").exists()
+
+
+def test_nccl_waits_for_nobody_who_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    did: list[str] = []
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: did.append("destroyed"))
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_abort_process_group", lambda: did.append("aborted"))
+    for backend, alone in (("nccl", True), ("nccl", False), ("gloo", True)):
+        monkeypatch.setattr(torch.distributed, "get_backend", lambda name=backend: name)
+        team.leave(alone=alone)
+    assert did == ["aborted", "destroyed", "destroyed"]
 
 
 def test_nccls_own_thread_does_not_end_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:

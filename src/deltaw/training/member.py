@@ -23,7 +23,7 @@ from deltaw.families.base import Base
 from deltaw.training import drawing, exhausted, loading, stepping
 from deltaw.training.drawing import Row
 from deltaw.training.replay import Steps
-from deltaw.training.team import Order, Peak, Reply, Task
+from deltaw.training.team import Order, Peak, Reply, Task, leave
 
 
 class Trainer:
@@ -95,6 +95,7 @@ def _serve(orders: IO[bytes], replies: IO[bytes]) -> None:
         _say(replies, Reply(_drawn(task, base, device, order.content)))
         pickle.load(orders)
     _say(replies, Reply(Peak(task.device, devices.peak_rss_bytes(), devices.peak_device_bytes(device))))
+    leave()
 
 
 def _drawn(task: Task, base: Base, device: torch.device, rows: Sequence[Row]) -> list[Tensor]:

@@ -312,10 +312,11 @@ class Team:
         for other in self._others:
             other.send(None)
         peaks = tuple(self.replies())
+        leave()  # all do so together, as NCCL wants it
+        self._joined = False
         for other in self._others:
             other.end(at_once=False)
         self._others.clear()
-        self.end()
         return peaks
 
     def end(self) -> None:
@@ -325,7 +326,15 @@ class Team:
         self._others.clear()
         if self._joined:
             self._joined = False
-            distributed.destroy_process_group()
+            leave(alone=True)
+
+
+def leave(*, alone: bool = False) -> None:
+    """Leaves the group; `alone` where the others are gone without, for whom NCCL would wait otherwise."""
+    if alone and distributed.get_backend() == "nccl":
+        distributed.distributed_c10d._abort_process_group()  # the one way that waits for nobody
+    else:
+        distributed.destroy_process_group()
 
 
 def _environment(task: Task) -> dict[str, str]:
