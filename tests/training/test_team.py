@@ -26,9 +26,10 @@ from deltaw.families import bases
 from deltaw.training import exhausted, plan, replay, report, run, stepping, team
 from deltaw.training.folder import RunFolder
 from deltaw.training.plan import Plan
+from deltaw.training.process import Order, Reply
 from deltaw.training.replay import Steps
 from deltaw.training.stepping import Batch
-from deltaw.training.team import Order, Reply, Team
+from deltaw.training.team import Team
 
 Folder = Callable[..., Path]
 SETTINGS = (

@@ -22,8 +22,9 @@ from deltaw.families import base_folder, bases
 from deltaw.families.base import Base
 from deltaw.training import drawing, exhausted, loading, stepping
 from deltaw.training.drawing import Row
+from deltaw.training.process import Order, Peak, Reply, Task
 from deltaw.training.replay import Steps
-from deltaw.training.team import Order, Peak, Reply, Task, leave
+from deltaw.training.team import leave
 
 
 class Trainer:

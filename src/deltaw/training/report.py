@@ -10,7 +10,7 @@ from deltaw.judge.choice import PRICE, Choice
 from deltaw.judge.drift import Drift
 from deltaw.judge.scores import Score
 from deltaw.training.drawing import Copies
-from deltaw.training.team import Peak
+from deltaw.training.process import Peak
 from deltaw.training.verify import Proof
 
 MORE = 1.5

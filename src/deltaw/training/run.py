@@ -35,11 +35,12 @@ from deltaw.training.folder import Diary, RunFolder, locked, prepare, write_conf
 from deltaw.training.judging import Judge
 from deltaw.training.learning import Learnt
 from deltaw.training.plan import Plan
+from deltaw.training.process import Peak
 from deltaw.training.profiling import Profiler, Shares
 from deltaw.training.report import Report
 from deltaw.training.session import Clock, Session, begin
 from deltaw.training.state import State
-from deltaw.training.team import Peak, Team
+from deltaw.training.team import Team
 
 
 def train(
