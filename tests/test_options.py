@@ -100,6 +100,12 @@ def test_the_largest_rate_is_the_optimizers() -> None:
     assert (told.value.where, told.value.advice) == ("--lr", "take 10")
 
 
+def test_a_rate_that_is_too_large_is_named_beside_other_mistakes() -> None:
+    with pytest.raises(ManyErrors) as caught:
+        options.parse({}, ["lr=1", "steps=-1"])
+    assert {e.where for e in caught.value.errors} == {"--set lr", "--set steps"}
+
+
 @pytest.mark.parametrize("setting", ["alpha=inf", "clip=nan", "lr=inf", "seed=99999999999999999999"])
 def test_numbers_that_would_fail_late_are_refused(setting: str) -> None:
     with pytest.raises(UsageError, match="is refused"):

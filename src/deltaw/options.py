@@ -8,6 +8,7 @@ nearest name, and all mistakes are reported at once.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 import types
@@ -184,26 +185,20 @@ def parse(flags: Mapping[str, Any], settings: Sequence[str] = (), config: str | 
     except ValidationError as error:
         problems += [_explained(detail, origin) for detail in error.errors()]
         options = TrainOptions()
-    else:
-        problems += _too_fast(options, origin)
+    problems += _too_fast(values, origin)
     refuse_all("several options are wrong", problems)
     return Given(options, origin)
 
 
-def _too_fast(options: TrainOptions, origin: Mapping[str, str]) -> list[DeltawError]:
-    optimizer = options.optimizer or "adamw"
+def _too_fast(values: Mapping[str, Any], origin: Mapping[str, str]) -> list[UsageError]:
+    """A rate that is a sound number and beyond its optimizer's; what is no such number is refused by its field."""
+    lr, optimizer = values.get("lr"), values.get("optimizer") or "adamw"
     most = MOST_RATE if optimizer == "adamw" else MOST_FACTOR
-    if options.lr is None or options.lr <= most:
+    if not isinstance(lr, int | float) or isinstance(lr, bool) or not most < lr < math.inf:
         return []
-    what = f"lr = {options.lr:g} is refused: that of {optimizer} should be less than or equal to {most:g}"
-    return [
-        UsageError(
-            what,
-            where=origin["lr"],
-            expected=TrainOptions.model_fields["lr"].description or "",
-            advice=f"take {most:g}",
-        )
-    ]
+    what = f"lr = {lr:g} is refused: that of {optimizer} should be less than or equal to {most:g}"
+    expected = TrainOptions.model_fields["lr"].description or ""
+    return [UsageError(what, where=origin["lr"], expected=expected, advice=f"take {most:g}")]
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -142,4 +142,4 @@ def test_parts_of_a_step_are_of_one_size(pictures: Callable[..., Path], tiny_bas
     assert [sampler.micro_batches(n) for n in (1, 7, 12, 16)] == [[1], [7, 1], [12, 6, 4, 3, 2, 1], [16, 8, 4, 2, 1]]
     with pytest.raises(UsageError, match="a step of 6 pictures is not made of parts of 4") as caught:
         plan.make(options.parse({"batch": 6}, ["micro_batch=4"]), bases.open_base(tiny_base), folder.scan(found))
-    assert caught.value.expected == "a divisor of 6: 6, 3, 2, 1"
+    assert caught.value.expected == "a divisor of batch: 6, 3, 2, 1"

@@ -159,14 +159,10 @@ class Base(ABC):
 
         return encode
 
-    def denoiser(
-        self, device: torch.device, dtype: torch.dtype, *, checkpointing: bool = False, packed: bool = False
-    ) -> nn.Module:
+    def denoiser(self, device: torch.device, dtype: torch.dtype, *, packed: bool = False) -> nn.Module:
         """The network, frozen and in evaluation mode, computing in the way that is fastest there.
 
-        With `checkpointing` each block's activations are computed again in the backward pass (Chen et al. 2016,
-        arXiv 1604.06174): the gradients are the same, for less memory and a third to a half more time. `packed`
-        linear layers are kept in 8 bits (`int8`).
+        `packed` linear layers are kept in 8 bits (`int8`).
         """
         _quiet()
         files = self.folder.weights(self.component)
@@ -174,8 +170,6 @@ class Base(ABC):
         network: Any = found or self._load(self._kind(), self.component, device, dtype)
         if packed:
             int8.pack_all(network)
-        if checkpointing:
-            check_point(network)
         kernels.speed_up(network, device, dtype)
         devices.trim()  # of every weight there was a copy in the file's precision
         return network
@@ -214,7 +208,10 @@ class Base(ABC):
 
 
 def check_point(network: Any) -> None:
-    """Has a diffusers network compute each block's activations again in the backward pass."""
+    """Has a diffusers network compute each block's activations again in the backward pass (Chen et al. 2016, arXiv 1604.06174).
+
+    The gradients are the same, for less memory and a third to a half more time.
+    """
     network.enable_gradient_checkpointing(computed_again)
 
 

@@ -43,13 +43,11 @@ class Flow(Base):
         """Sides of drawn pictures are multiples of this."""
         return self.bucket_step_px
 
-    def denoiser(
-        self, device: torch.device, dtype: torch.dtype, *, checkpointing: bool = False, packed: bool = False
-    ) -> nn.Module:
+    def denoiser(self, device: torch.device, dtype: torch.dtype, *, packed: bool = False) -> nn.Module:
         """As `Base.denoiser`; on an NVIDIA GPU `without_cudnn_attention`."""
         if device.type == "cuda":
             without_cudnn_attention()
-        return super().denoiser(device, dtype, checkpointing=checkpointing, packed=packed)
+        return super().denoiser(device, dtype, packed=packed)
 
     def noise(self, times: Tensor) -> Tensor:
         """The share of noise at integer times (n,), float32."""

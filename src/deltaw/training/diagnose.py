@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from deltaw import inject
 from deltaw.errors import DeltawError
-from deltaw.flat import Flat
-from deltaw.training import stepping, verify
+from deltaw.training import loading, stepping, verify
 from deltaw.training.loop import NotFiniteError
 from deltaw.training.stepping import Work
 
@@ -62,12 +59,9 @@ def _cause(work: Work, error: NotFiniteError) -> tuple[str, str]:
 
 def _in_float32(work: Work) -> Work:
     """The same network read anew: what overflowed on loading is infinite for good."""
-    settings = work.plan.settings
     network = work.base.denoiser(work.device, torch.float32)
-    generator = stepping.seeded(settings.seed, "init", 0)
-    wrapped = inject.wrap(network, settings.targets, settings.rank, settings.alpha, generator)
-    flat = Flat(wrapped.parameters())
-    return replace(work, network=network, wrapped=wrapped, flat=flat, dtype=torch.float32)
+    exact, _ = loading.prepared(work.base, network, work.feed, work.plan, work.device, torch.float32)
+    return exact
 
 
 def _finite(work: Work, error: NotFiniteError, tensors: Mapping[str, Tensor]) -> bool:

@@ -104,9 +104,14 @@ def opened(base: Base, device: torch.device, settings: Settings, recipes: Sequen
     return Painter(base, str(device), settings.dtype, packed=settings.base_int8, read=recipes)
 
 
-def latents(painter: Painter, row: Row) -> Tensor:
-    """What a row shows, (n, c, h/f, w/f), not yet decoded: that needs much memory, and the network is in its way."""
-    shapes = formats.shapes_of(painter.base.folder.path)
+def latents(painter: Painter, row: Row, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """What a row shows, (n, c, h/f, w/f), not yet decoded: that needs much memory, and the network is in its way.
+
+    Args:
+        painter: `opened` for the row's recipes.
+        row: what to draw.
+        shapes: of the base's weights by canonical path.
+    """
     deltas = [(formats.load(row.file, shapes=shapes)[0], 1.0)] if row.file else []
     return painter.latents(row.recipes, deltas, at_a_time=row.at_a_time)
 
@@ -128,7 +133,7 @@ def _latents(
     with contextlib.nullcontext() if team is None else team.cores():
         painter, found = opened(session.base, session.device, settings, recipes), []
         for row in rows[::n]:
-            found.append(latents(painter, row))
+            found.append(latents(painter, row, session.shapes))
             session.tell(Tick(len(found) * len(recipes)))
     drawn = dict(zip(range(0, len(rows), n), found, strict=True))
     if team is not None:

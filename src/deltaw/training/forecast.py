@@ -84,19 +84,10 @@ class Forecast:
         shown = [(f"memory: {n.phase}", memory.size(base + self._seen_bytes(n)), self._why(n)) for n in self.memory]
         program = "torch's code and work space on the GPU" if self.on_gpu else "Python, torch and their code"
         first = ("memory: program", memory.size(base), f"{program}; counted in all that follow")
-        others = [
-            (
-                "memory: other processes",
-                memory.size(self.beside_bytes),
-                "a program, a network and a step each; counted in none of these",
-            )
-        ]
-        return (
-            first,
-            *shown,
-            *(others if self.beside_bytes else ()),
-            *((f"disk: {where}", f"{n / 1e6:.1f} MB", why) for where, n, why in self.disk),
-        )
+        if self.beside_bytes:
+            each = "a program, a network and a step each; counted in none of these"
+            shown.append(("memory: other processes", memory.size(self.beside_bytes), each))
+        return (first, *shown, *((f"disk: {where}", f"{n / 1e6:.1f} MB", why) for where, n, why in self.disk))
 
     def _seen_bytes(self, need: Need) -> int:
         return need.n_bytes if self.on_gpu else need.seen_bytes

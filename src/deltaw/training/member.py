@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from deltaw import device as devices
+from deltaw import formats
 from deltaw.data.feed import Feed
 from deltaw.events import silent
 from deltaw.families import base_folder, bases
@@ -103,7 +104,8 @@ def _drawn(task: Task, base: Base, device: torch.device, rows: Sequence[Row]) ->
     if not rows:
         return []
     painter = drawing.opened(base, device, task.plan.settings, rows[0].recipes)
-    return [drawing.latents(painter, row) for row in rows]
+    shapes = formats.shapes_of(task.base)
+    return [drawing.latents(painter, row, shapes) for row in rows]
 
 
 def _say(replies: IO[bytes], reply: Reply) -> None:

@@ -86,10 +86,10 @@ def require_parts(batch: int, processes: int, micro_batch: int) -> None:
     """
     if processes not in (fitting := micro_batches(batch)):
         raise UsageError(f"a step of {batch} pictures cannot be shared out evenly among {processes} processes", where="processes",
-                         expected=f"a divisor of {batch}: {', '.join(map(str, fitting))}", advice="give both, --batch and --set processes=N")  # fmt: skip
+                         expected=f"a divisor of batch: {', '.join(map(str, fitting))}", advice="give both, --batch and --set processes=N")  # fmt: skip
     if micro_batch not in (fitting := micro_batches(batch // processes)):
         whose = (
             f"a step of {batch} pictures" if processes == 1 else f"a process's share of {batch // processes} pictures"
         )
         raise UsageError(f"{whose} is not made of parts of {micro_batch}", where="micro_batch",
-                         expected=f"a divisor of {batch // processes}: {', '.join(map(str, fitting))}", advice="give both, --batch and --set micro_batch=N")  # fmt: skip
+                         expected=f"a divisor of batch{' / processes' * (processes > 1)}: {', '.join(map(str, fitting))}", advice="give both, --batch and --set micro_batch=N")  # fmt: skip

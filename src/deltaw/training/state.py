@@ -135,6 +135,7 @@ def restore(saved: State, parameters: Mapping[str, nn.Parameter], optimizer: tor
     for key, tensor in saved.optimizer.items():
         index, _, name = key.partition(".")
         if index == GROUP:
+            optimizer.param_groups[0][name] = tensor.item()
             continue
         if not tensor.dim():  # the number of steps, of all alike
             entry[name] = tensor
@@ -144,8 +145,3 @@ def restore(saved: State, parameters: Mapping[str, nn.Parameter], optimizer: tor
             parts[name] = flat.split(entry[name])
         parts[name][names[int(index)]].copy_(tensor)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: entry} if entry else {}})
-    group = optimizer.param_groups[0]
-    for key, tensor in saved.optimizer.items():
-        index, _, name = key.partition(".")
-        if index == GROUP:
-            group[name] = tensor.item()
