@@ -47,12 +47,11 @@ def of_file(path: Path, root: Path | None = None) -> str:
         _AHEAD.pop(resolved, None)
     name = hashlib.sha256(os.fsencode(resolved)).hexdigest()
     memory = (root or default_root()) / "digests" / f"{name}.json"
-    before = _identity(path)
+    before = identity(path)
     if (known := _recall(memory, before)) is not None:
         return known
     digest = _read(path)
-    settled = time.time_ns() - max(before["mtime_ns"], before["ctime_ns"]) > SETTLED_S * 1e9
-    if settled and _identity(path) == before:
+    if is_settled(before) and identity(path) == before:
         with contextlib.suppress(DeltawError, OSError):  # a full or read-only cache costs time, nothing else
             write_text(memory, json.dumps({**before, "sha256": digest}))
     return digest
@@ -82,12 +81,22 @@ def _read(path: Path) -> str:
     return found.hexdigest()
 
 
-def _identity(path: Path) -> dict[str, int]:
+def identity(path: Path) -> dict[str, int]:
+    """What tells that a file is the same and was not written to; the change time is of it, which no program can set.
+
+    Raises:
+        OSError: there is no such file.
+    """
     found = path.stat()
     return {
         "size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns, "inode": found.st_ino,
         "device": found.st_dev,
     }  # fmt: skip
+
+
+def is_settled(identity: dict[str, int]) -> bool:
+    """Whether a file is old enough that a change of it would show in its `identity`."""
+    return time.time_ns() - max(identity["mtime_ns"], identity["ctime_ns"]) > SETTLED_S * 1e9
 
 
 def _recall(memory: Path, identity: dict[str, int]) -> str | None:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from deltaw import events
-from deltaw.data import decode, folder
+from deltaw.data import decode, examined
 from deltaw.data.captions import from_name
 from deltaw.data.folder import scan
 
@@ -49,7 +49,7 @@ def test_interrupted_scan_stops_and_leaves_pillow_as_it_was(tmp_path, monkeypatc
         if isinstance(event, events.Tick):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder, "decode", counting)
+    monkeypatch.setattr(examined, "decode", counting)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     filters = list(warnings.filters)
     with pytest.raises(KeyboardInterrupt) as caught:

@@ -125,7 +125,7 @@ def strict() -> Iterator[None]:
 
 
 def _decode(file: io.BufferedReader, kind: sniff.Kind) -> tuple[Image.Image, tuple[str, ...]]:
-    if kind.pillow not in _decoders():
+    if kind.pillow not in decoders():
         raise InputError(f"the file is {kind.name}, which cannot be read here", advice=kind.advice)
     try:
         image = Image.open(file, formats=(kind.pillow,))
@@ -143,7 +143,7 @@ def _decode(file: io.BufferedReader, kind: sniff.Kind) -> tuple[Image.Image, tup
 
 
 @functools.cache
-def _decoders() -> frozenset[str]:
+def decoders() -> frozenset[str]:
     """Pillow's names of the formats that can be read here, with the plugins that are installed."""
     Image.init()
     with contextlib.suppress(ImportError):

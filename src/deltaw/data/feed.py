@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deltaw import device as devices
-from deltaw.data import image
+from deltaw.data import image, reading
 from deltaw.data.cache import Cache, Entries, key
 from deltaw.data.folder import Picture
 from deltaw.errors import InputError
@@ -76,15 +77,19 @@ def _latents(
     if missing:
         tell(Phase("encode pictures", len(missing), "pictures"))
         encode = base.image_encoder(device, dtype)
-        for n, i in enumerate(missing):
-            pixels = image.fit(image.load(pictures[i].path, digest=pictures[i].digest), sizes_px[i])
-            latent = encode(pixels[np.newaxis])[0]
-            if not torch.isfinite(latent).all():
-                raise InputError("the VAE made non-finite latents of this picture", where=pictures[i].name,
-                                 advice="use a VAE that is sound in float32")  # fmt: skip
-            cache.put(keys[i], {"latent": latent})
-            found.hold(i, latent)
-            tell(Tick(n + 1, pictures[i].name))
+
+        def fitted(i: int) -> np.ndarray:
+            return image.fit(image.read(pictures[i].path, digest=pictures[i].digest), sizes_px[i])
+
+        with closing(reading.ahead(fitted, missing, in_turns=device.type == "cpu")) as read:
+            for n_done, (i, pixels) in enumerate(zip(missing, read, strict=True), start=1):
+                latent = encode(pixels[np.newaxis])[0]
+                if not torch.isfinite(latent).all():
+                    raise InputError("the VAE made non-finite latents of this picture", where=pictures[i].name,
+                                     advice="use a VAE that is sound in float32")  # fmt: skip
+                cache.put(keys[i], {"latent": latent})
+                found.hold(i, latent)
+                tell(Tick(n_done, pictures[i].name))
     return found
 
 

@@ -5,17 +5,16 @@ The folder is only read. No naming ritual, no list of extensions: what a file is
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaw.data import metadata
+from deltaw.data import metadata, reading
 from deltaw.data.captions import SUFFIXES, Caption, Captions, key, require_encoding, sidecars
-from deltaw.data.decode import decode, peek, strict
+from deltaw.data.decode import peek
+from deltaw.data.examined import Examined, examined
 from deltaw.data.walk import MOST_LISTED, Found, Skipped, counted, printable, shown, walk
 from deltaw.errors import InputError
 from deltaw.events import Phase, Tell, Tick, silent
@@ -26,7 +25,6 @@ PICTURE_SUFFIXES = frozenset({
     ".rw2", ".raf",
 })  # fmt: skip
 """Names that promise a picture: such a file is reported when it is none. Others may still be pictures."""
-MAX_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,8 @@ def scan(
 ) -> Dataset:
     """Reads every file below a folder, decodes every picture whole, and finds its caption.
 
+    A picture that was decoded before and has not been written to since is not decoded again (`data.examined`).
+
     Args:
         folder: flat or nested.
         caption_encoding: of caption and metadata files that are not UTF-8.
@@ -94,8 +94,11 @@ def scan(
     pictures: list[Picture] = []
     others: list[str] = []
     tell(Phase("reading pictures", len(candidates), "files"))
-    with closing(_examined(candidates, root, captions)) as outcomes:  # closed at once where `tell` raises
-        for n_done, (path, outcome) in enumerate(outcomes, start=1):
+    with (
+        examined(root) as memory,
+        closing(reading.ahead(lambda path: _examine(path, root, captions, memory), candidates)) as outcomes,
+    ):
+        for n_done, (path, outcome) in enumerate(zip(candidates, outcomes, strict=True), start=1):
             if isinstance(outcome, Picture):
                 pictures.append(outcome)
             elif outcome is not None:
@@ -160,35 +163,25 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _examined(
-    paths: list[Path], root: Path, captions: Captions
-) -> Generator[tuple[Path, Picture | Skipped | None], None, None]:
-    """Each path with its fate, in order; decoded on a few threads, since Pillow decodes outside Python's lock."""
-    pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="pictures")
-    try:
-        with strict():
-            yield from zip(paths, pool.map(lambda path: _examine(path, root, captions), paths), strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _examine(path: Path, root: Path, captions: Captions) -> Picture | Skipped | None:
+def _examine(path: Path, root: Path, captions: Captions, memory: Examined) -> Picture | Skipped | None:
     """A file's fate: used, skipped with a reason, or (None) no picture and not named like one."""
     try:
-        kind = peek(path)
-        if not kind.picture:
-            if path.suffix.lower() not in PICTURE_SUFFIXES:
-                return None
-            return Skipped(path, shown(path, root), f"this is {kind.name}, no picture; {kind.advice}")
-        decoded = decode(path)
+        seen = memory.recall(path)
+        if seen is None:
+            kind = peek(path)
+            if not kind.picture:
+                if path.suffix.lower() not in PICTURE_SUFFIXES:
+                    return None
+                return Skipped(path, shown(path, root), f"this is {kind.name}, no picture; {kind.advice}")
+            seen = memory.look(path)
     except InputError as error:
         return Skipped(path, shown(path, root), _reason(error))
     try:
         caption = captions.of(_name(path, root))
     except InputError as error:
         return Skipped(path, shown(path, root), f"its caption {error.where}: {_reason(error)}")
-    size, notes = decoded.image.size, decoded.notes + caption.notes
-    return Picture(path, shown(path, root), decoded.digest, size, caption.text, caption.source, notes)
+    notes = seen.notes + caption.notes
+    return Picture(path, shown(path, root), seen.digest, seen.size_px, caption.text, caption.source, notes)
 
 
 def _reason(error: InputError) -> str:

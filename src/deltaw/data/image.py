@@ -15,7 +15,7 @@ from deltaw.errors import InputError
 def load(path: str | Path, *, digest: str = "") -> Image.Image:
     """The picture in mode RGB, upright, in sRGB, transparency on white; the first frame of several.
 
-    Not for several threads at once: see `decode.strict`.
+    Not for several threads at once, which take `read` and `decode.strict` around all of them.
 
     Args:
         path: any file; its content decides what it is.
@@ -25,7 +25,12 @@ def load(path: str | Path, *, digest: str = "") -> Image.Image:
         InputError: no picture, damaged, too large, too small, all transparent, or changed since `digest`.
     """
     with strict():
-        decoded = decode(path)
+        return read(path, digest=digest)
+
+
+def read(path: str | Path, *, digest: str = "") -> Image.Image:
+    """As `load`, to be called within `decode.strict`."""
+    decoded = decode(path)
     if digest and digest != decoded.digest:
         raise InputError(
             "the picture changed since it was scanned", where=printable(str(path)),

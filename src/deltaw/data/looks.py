@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from deltaw.data import reading
 from deltaw.data.folder import Picture
-from deltaw.data.image import load
+from deltaw.data.image import read
 from deltaw.events import Phase, Tell, Tick, silent
 
 LONGEST_PX = 512
@@ -47,9 +49,10 @@ def look_at(pictures: Sequence[Picture], tell: Tell = silent) -> Iterator[Looks]
         InputError: a picture is gone or changed since it was scanned.
     """
     tell(Phase("looking at pictures", len(pictures), "pictures"))
-    for n_done, picture in enumerate(pictures, start=1):
-        yield looks(load(picture.path, digest=picture.digest))
-        tell(Tick(n_done, picture.name))
+    with closing(reading.ahead(lambda picture: looks(read(picture.path, digest=picture.digest)), pictures)) as found:
+        for n_done, (picture, seen) in enumerate(zip(pictures, found, strict=True), start=1):
+            yield seen
+            tell(Tick(n_done, picture.name))
 
 
 def looks(image: Image.Image) -> Looks:
