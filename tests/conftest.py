@@ -12,6 +12,9 @@ from typing import Any
 # Networks as small as these lose more by handing work to a second thread than they gain, and the
 # tests run in two processes; child processes inherit it, so that bits compare.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Runs are compared bit for bit, which sums on a GPU are not; on a GPU they are checked by `deltaw doctor` and every run's proof.
+if not os.environ.get("DELTAW_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import numpy as np
 import pytest
