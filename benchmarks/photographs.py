@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     print(f"load of this machine at the start: {psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} cores")
-    heads = ["scan, first", "scan, again", "looks", *(f"encode at {px} px" for px in args.px)]
+    heads = ["scan, first", "scan, again", "looks, first", "looks, again", *(f"encode at {px} px" for px in args.px)]
     print("| photographs, threads | " + " | ".join(heads) + " |\n|" + " --- |" * (len(heads) + 1))
     most = reading.MAX_THREADS
     for size in args.sizes:
@@ -67,29 +67,37 @@ def make(target: Path, n: int, width: int, height: int) -> None:
 def row(name: str, found: Path, sides_px: list[int], n_runs: int) -> None:
     """Prints milliseconds a photograph, medians of several runs."""
     base = bases.open_base(zoo.bundled_base())
-    pictures = folder.scan(found).pictures
+    dataset = folder.scan(found)
+    pictures = dataset.pictures
 
     def encode(px: int) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             sizes, captions = [(px, px)] * len(pictures), [""] * len(pictures)
             feed.fill(base, pictures, sizes, captions, CPU, Cache(scratch), silent, dtype=devices.compute_dtype(CPU)[0])
 
-    def first() -> None:
+    def look() -> None:
+        list(looks.look_at(dataset))
+
+    def scan() -> None:
+        folder.scan(found)
+
+    def first(work: Callable[[], None]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             os.environ["DELTAW_CACHE"] = scratch
-            folder.scan(found)
+            work()
 
     def timed(work: Callable[[], object]) -> float:
         begin = time.perf_counter()
         work()
         return (time.perf_counter() - begin) / len(pictures) * 1e3
 
+    figures = []
     with tempfile.TemporaryDirectory() as known:
-        figures = [[timed(first) for _ in range(n_runs)]]
-        os.environ["DELTAW_CACHE"] = known
-        folder.scan(found)
-        figures.append([timed(lambda: folder.scan(found)) for _ in range(n_runs)])
-        figures.append([timed(lambda: list(looks.look_at(pictures))) for _ in range(n_runs)])
+        for work in (scan, look):
+            figures.append([timed(lambda work=work: first(work)) for _ in range(n_runs)])
+            os.environ["DELTAW_CACHE"] = known
+            work()
+            figures.append([timed(work) for _ in range(n_runs)])
         figures += [[timed(lambda px=px: encode(px)) for _ in range(n_runs)] for px in sides_px]
     print(f"| {name} | " + " | ".join(f"{statistics.median(all_of):.3g} ms" for all_of in figures) + " |", flush=True)
 

@@ -20,7 +20,7 @@ from deltaw.data.folder import scan
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DELTAW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(digests, "SETTLED_S", 0.0)
-    return tmp_path / "cache" / examined.FOLDER
+    return tmp_path / "cache" / examined.KIND
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_picture_that_broke_since_is_skipped(folder: Path, cache: Path) -> Non
     assert [s.name for s in found.skipped] == ["blue.png"]
     assert len(found.pictures) == 3
     (memory,) = cache.iterdir()
-    assert len(json.loads(memory.read_text())["files"]) == 3
+    assert len(json.loads(memory.read_text())["known"]) == 3
 
 
 def test_a_young_file_is_not_remembered(
@@ -117,7 +117,7 @@ def test_other_decoders_look_again(
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"made_by": 1, "files": 2}', "[" * 100_000, '{"files": {}, "made_by": null}', "\0"]
+    "content", ["", "[]", "{}", '{"made_by": 1, "known": 2}', "[" * 100_000, '{"known": {}, "made_by": null}', "\0"]
 )
 def test_a_damaged_memory_is_no_memory(
     content: str, folder: Path, cache: Path, decoded: Callable[[], list[str]]
@@ -139,8 +139,8 @@ def test_a_damaged_entry_is_looked_at_again(
     first = scan(folder)
     (memory,) = cache.iterdir()
     kept = json.loads(memory.read_text())
-    for name, (identity, *_) in kept["files"].items():
-        kept["files"][name] = [identity, *entry[1:]] if isinstance(entry, list) and entry[:1] == ["same"] else entry
+    for name, (identity, *_) in kept["known"].items():
+        kept["known"][name] = [identity, *entry[1:]] if isinstance(entry, list) and entry[:1] == ["same"] else entry
     memory.write_text(json.dumps(kept))
     decoded()
     assert scan(folder) == first

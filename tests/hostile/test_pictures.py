@@ -565,7 +565,7 @@ def test_row_11_extreme_aspect_and_solid_colour(tmp_path):
     dataset = scan(tmp_path)
     found = {finding.kind: finding for finding in lint.lint(dataset, 512)}
     assert found["extreme aspect"].names == ("long.png",)
-    found = {finding.kind: finding for finding in lint.lint_looks(dataset, list(look_at(dataset.pictures)))}
+    found = {finding.kind: finding for finding in lint.lint_looks(dataset, list(look_at(dataset)))}
     assert found["one colour"].names == ("flat.png",)
     assert found["blur"].names == ("long.png",)
 
@@ -585,7 +585,7 @@ def test_row_12_exact_and_near_duplicates(tmp_path):
     (same,) = (finding for finding in lint.lint(dataset, 128, 32) if finding.kind == "same file")
     assert same.names == ("a.png", "a_again.png")
     assert "different captions" in same.text
-    looks = lint.lint_looks(dataset, list(look_at(dataset.pictures)))
+    looks = lint.lint_looks(dataset, list(look_at(dataset)))
     (alike,) = (finding for finding in looks if finding.kind == "look alike")
     assert alike.names == ("a.png", "half.png", "mirrored.png", "recompressed.jpg")
 

@@ -6,25 +6,20 @@ So that the second start on a folder does not decode every picture again. Captio
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import PIL
 
 from deltaw import digests
-from deltaw.atomic import write_text
 from deltaw.data.decode import decode, decoders
-from deltaw.errors import DeltawError
+from deltaw.data.remembered import Memory, hidden, remembering
 
 CODE_VERSION = "1"
 """Raise it when another picture is made of the same file, or other notes."""
-FOLDER = "examined"
-"""Of the cache."""
+KIND = "examined"
 
 
 @dataclass(frozen=True)
@@ -42,24 +37,21 @@ class Seen:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
 class Examined:
-    """The memory of one folder: one file in the cache, without the name or path of a picture; see `examined`.
+    """The pictures of a folder that were decoded before; see `examined`.
 
     Entries are of pictures that could be decoded; other files are looked at each time. A file counts as the same while its size, times,
     inode and device are (`digests.identity`), and the memory holds for the same decoders alone.
     """
 
-    def __init__(self, folder: Path, root: Path):
-        self._folder = folder
-        self._file = root / FOLDER / f"{_hidden(os.path.realpath(folder))}.json"
-        self._made_by = [CODE_VERSION, PIL.__version__, *sorted(decoders())]
-        self._before = self._read()
-        self._now: dict[str, list[Any]] = {}
+    folder: Path
+    memory: Memory
 
     def recall(self, path: Path) -> Seen | None:
         """What was found in a file, where it is still the same."""
         name = self._name(path)
-        entry = self._before.get(name)
+        entry = self.memory[name]
         try:
             if entry is None or entry[0] != list(digests.identity(path).values()):
                 return None
@@ -67,7 +59,7 @@ class Examined:
             seen = Seen(str(digest), (int(width), int(height)), tuple(map(str, notes)))
         except (OSError, LookupError, TypeError, ValueError):
             return None
-        self._now[name] = entry
+        self.memory.keep(name, entry)
         return seen
 
     def look(self, path: Path) -> Seen:
@@ -80,54 +72,22 @@ class Examined:
         decoded = decode(path)
         seen = Seen(decoded.digest, decoded.image.size, decoded.notes)
         if before and digests.is_settled(before) and _identity(path) == before:
-            self._now[self._name(path)] = [list(before.values()), seen.digest, *seen.size_px, list(seen.notes)]
+            entry = [list(before.values()), seen.digest, *seen.size_px, list(seen.notes)]
+            self.memory.keep(self._name(path), entry)
         return seen
 
-    def save(self, *, whole: bool) -> None:
-        """Writes what is known; a full or read-only cache costs time, nothing else.
-
-        Args:
-            whole: every file was asked for, so that those which were not are gone.
-        """
-        known = self._now if whole else {**self._before, **self._now}
-        if known != self._before:
-            with contextlib.suppress(DeltawError, OSError):
-                write_text(self._file, json.dumps({"made_by": self._made_by, "files": known}))
-
     def _name(self, path: Path) -> str:
-        return _hidden(os.path.relpath(path, self._folder))
-
-    def _read(self) -> dict[str, list[Any]]:
-        try:
-            found = json.loads(self._file.read_text("utf-8"))
-            files = found["files"] if found["made_by"] == self._made_by else {}
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            return {}
-        return files if isinstance(files, dict) else {}
+        return hidden(os.path.relpath(path, self.folder))
 
 
 @contextlib.contextmanager
-def examined(folder: Path, root: Path | None = None) -> Iterator[Examined]:
-    """The memory of a folder of pictures, written at the end, also where the look at them is interrupted.
-
-    Args:
-        folder: of pictures.
-        root: of the cache; default: the user's.
-    """
-    memory, whole = Examined(folder, root or digests.default_root()), False
-    try:
-        yield memory
-        whole = True
-    finally:
-        memory.save(whole=whole)
+def examined(folder: Path) -> Iterator[Examined]:
+    """What is known of a folder's pictures, and will be; kept at the end, also where the look at them is interrupted."""
+    with remembering(KIND, folder, [CODE_VERSION, PIL.__version__, *sorted(decoders())]) as memory:
+        yield Examined(folder, memory)
 
 
 def _identity(path: Path) -> dict[str, int] | None:
-    try:
+    with contextlib.suppress(OSError):  # which decoding it will say
         return digests.identity(path)
-    except OSError:  # which decoding it will say
-        return None
-
-
-def _hidden(name: str) -> str:
-    return hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return None

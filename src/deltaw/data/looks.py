@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import base64
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 
 from deltaw.data import reading
-from deltaw.data.folder import Picture
+from deltaw.data.folder import Dataset
 from deltaw.data.image import read
+from deltaw.data.remembered import remembering
 from deltaw.events import Phase, Tell, Tick, silent
 
+CODE_VERSION = "1"
+"""Raise it when other numbers are found in the same picture."""
+KIND = "looks"
 LONGEST_PX = 512
 """Pictures are measured at this size, so that the numbers of small and large ones compare."""
 THUMB_PX = 24
@@ -42,17 +49,37 @@ class Looks:
     thumb: bytes
 
 
-def look_at(pictures: Sequence[Picture], tell: Tell = silent) -> Iterator[Looks]:
-    """The looks of each picture, in order; every file is read once more.
+def look_at(dataset: Dataset, tell: Tell = silent) -> Iterator[Looks]:
+    """The looks of each picture of a folder, in order; every file is read once more, unless its looks are known (`data.remembered`).
 
     Raises:
         InputError: a picture is gone or changed since it was scanned.
     """
+    pictures = dataset.pictures
     tell(Phase("looking at pictures", len(pictures), "pictures"))
-    with closing(reading.ahead(lambda picture: looks(read(picture.path, digest=picture.digest)), pictures)) as found:
-        for n_done, (picture, seen) in enumerate(zip(pictures, found, strict=True), start=1):
-            yield seen
-            tell(Tick(n_done, picture.name))
+    with remembering(KIND, dataset.root, [CODE_VERSION, PIL.__version__, np.__version__]) as memory:
+        known = [_recalled(memory[picture.digest]) for picture in pictures]
+        new = [picture for picture, seen in zip(pictures, known, strict=True) if seen is None]
+        with closing(reading.ahead(lambda picture: looks(read(picture.path, digest=picture.digest)), new)) as found:
+            for n_done, (picture, recalled) in enumerate(zip(pictures, known, strict=True), start=1):
+                seen = recalled or next(found)
+                memory.keep(picture.digest, _entry(seen))
+                yield seen
+                tell(Tick(n_done, picture.name))
+
+
+def _entry(seen: Looks) -> list[Any]:
+    return [seen.spread, seen.blur, seen.hash, seen.mirrored, base64.b64encode(seen.thumb).decode()]
+
+
+def _recalled(entry: Any) -> Looks | None:
+    try:
+        (spread, blurred, code, mirrored, thumb) = entry
+        seen = Looks(float(spread), float(blurred), int(code), int(mirrored), base64.b64decode(thumb, validate=True))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    is_sound = len(seen.thumb) == THUMB_PX**2 and all(0 <= bits < 1 << 64 for bits in (seen.hash, seen.mirrored))
+    return seen if is_sound else None
 
 
 def looks(image: Image.Image) -> Looks:

@@ -104,7 +104,7 @@ def look(folder: Path, given: Given, *, strict: bool, tell: Tell) -> tuple[Base,
     for line in skipped:
         tell(Warn(f"skipped {line}"))
     once = given.options.duplicates == "once"
-    alike = lint.alike(tuple(looks.look_at(dataset.pictures, tell))) if once else ()
+    alike = lint.alike(tuple(looks.look_at(dataset, tell))) if once else ()
     made = plan.make(given, base, dataset, alike)
     _tell_plan(made, dataset, tell)
     return base, dataset, made

@@ -80,7 +80,7 @@ def check(
     sizes = tuple(buckets.bucket(p.size_px, side, step) for p in dataset.pictures)
     found = (
         *lint.lint(dataset, side, step, trigger, opened.count_tokens()),
-        *lint.lint_looks(dataset, tuple(looks.look_at(dataset.pictures, tell))),
+        *lint.lint_looks(dataset, tuple(looks.look_at(dataset, tell))),
     )
     report = PicturesReport(dataset, sizes, found)
     _tell(report, tell)
