@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,13 +149,14 @@ def _copies(
 ) -> Copies:  # fmt: skip
     """Of every row but the base's; the trained pictures are shown as the base's VAE sees them, as the drawn ones are."""
     h, w = rows[0].latents.shape[2:]
-    gallery = Gallery([data.latents[i] for i in session.plan.training], (h, w))
+    gallery = Gallery(data.latents, (h, w), session.plan.training)
     called = [i for i, column in enumerate(columns) if column.called]
     limits = gallery.limits(rows[0].latents[called])
-    found = {row.name: tuple(gallery.nearest(row.latents[called], limits)) for row in rows[1:]}
+    of_all = iter(gallery.nearest(torch.cat([row.latents[called] for row in rows[1:]]), limits))
+    found = {row.name: tuple(itertools.islice(of_all, len(called))) for row in rows[1:]}
     shown = next(row for row in rows if row.name == result)
     nearest = found[shown.name]
-    trained = [gallery.latents[n.index].flip(-1) if n.mirrored else gallery.latents[n.index] for n in nearest]
+    trained = [gallery[n.index].flip(-1) if n.mirrored else gallery[n.index] for n in nearest]
     pictures = [[shown.pictures[i] for i in called], painter.decode(torch.stack(trained))]
     labels = [f"{n.verdict}, {n.distance:.2f}" for n in nearest]
     return Copies(limits, found, sheet.grid(pictures, ["drawn", "nearest\ntrained picture"], labels))

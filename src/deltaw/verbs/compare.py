@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -161,7 +162,8 @@ def _nearest(
     gallery = Gallery(known.latents, (h, w))
     called = [i for i, column in enumerate(asked) if column.called]
     limits = gallery.limits(rows[0][called])
-    return limits, [tuple(gallery.nearest(row[called], limits)) for row in rows[1:]]
+    of_all = iter(gallery.nearest(torch.cat([row[called] for row in rows[1:]]), limits))
+    return limits, [tuple(itertools.islice(of_all, len(called))) for _ in rows[1:]]
 
 
 def _judged(
