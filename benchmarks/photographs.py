@@ -3,6 +3,8 @@
     python -m benchmarks.photographs                          # prints the table of docs/performance.md
     python -m benchmarks.photographs --sizes 4000x3000 --n 40 --px 512
 
+    python -m benchmarks.photographs --make FOLDER --sizes 128x128 --n 10000    # a folder for `deltaw train`
+
 Synthetic JPEGs of noise and gradients, in a folder and with a cache of their own. Rows: with one thread and as many as a run takes.
 """
 
@@ -37,7 +39,13 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100, help="photographs of each size")
     parser.add_argument("--px", type=int, nargs="*", default=[128, 512], help="side of what is encoded")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--make", type=Path, metavar="FOLDER", help="only write the photographs of the first size, each with a caption"
+    )
     args = parser.parse_args()
+    if args.make:
+        make(args.make, args.n, *map(int, args.sizes[0].split("x")))
+        return
     print(f"load of this machine at the start: {psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} cores")
     heads = ["scan, first", "scan, again", "looks, first", "looks, again", *(f"encode at {px} px" for px in args.px)]
     print("| photographs, threads | " + " | ".join(heads) + " |\n|" + " --- |" * (len(heads) + 1))
@@ -53,15 +61,16 @@ def main() -> None:
 
 
 def make(target: Path, n: int, width: int, height: int) -> None:
-    """Writes JPEGs that take about as long to decode as a camera's."""
+    """Writes JPEGs that take about as long to decode as a camera's, each with a caption of its own."""
     target.mkdir()
     draw = np.random.default_rng(0)
     for i in range(n):
-        coarse = Image.fromarray(draw.integers(0, 255, (height // 64, width // 64, 3), np.uint8)).resize(
+        coarse = Image.fromarray(draw.integers(0, 255, (-(-height // 64), -(-width // 64), 3), np.uint8)).resize(
             (width, height)
         )
         grain = Image.fromarray(draw.integers(0, 255, (256, 256, 3), np.uint8)).resize((width, height))
         Image.blend(coarse, grain, 0.2).save(target / f"{i:04}.jpg", quality=92)
+        (target / f"{i:04}.txt").write_text(f"thing number {i}", "utf-8")
 
 
 def row(name: str, found: Path, sides_px: list[int], n_runs: int) -> None:
