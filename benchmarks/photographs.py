@@ -2,7 +2,6 @@
 
     python -m benchmarks.photographs                          # prints the table of docs/performance.md
     python -m benchmarks.photographs --sizes 4000x3000 --n 40 --px 512
-
     python -m benchmarks.photographs --make FOLDER --sizes 128x128 --n 10000    # a folder for `deltaw train`
 
 Synthetic JPEGs of noise and gradients, in a folder and with a cache of their own. Rows: with one thread and as many as a run takes.

@@ -94,9 +94,9 @@ def identity(path: Path) -> dict[str, int]:
     }  # fmt: skip
 
 
-def is_settled(identity: dict[str, int]) -> bool:
-    """Whether a file is old enough that a change of it would show in its `identity`."""
-    return time.time_ns() - max(identity["mtime_ns"], identity["ctime_ns"]) > SETTLED_S * 1e9
+def is_settled(found: dict[str, int]) -> bool:
+    """Whether a file whose `identity` was found is old enough that a change of it would show there."""
+    return time.time_ns() - max(found["mtime_ns"], found["ctime_ns"]) > SETTLED_S * 1e9
 
 
 def _recall(memory: Path, identity: dict[str, int]) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,8 +151,8 @@ def _copies(
     gallery = Gallery(data.latents, (h, w), session.plan.training)
     called = [i for i, column in enumerate(columns) if column.called]
     limits = gallery.limits(rows[0].latents[called])
-    of_all = iter(gallery.nearest(torch.cat([row.latents[called] for row in rows[1:]]), limits))
-    found = {row.name: tuple(itertools.islice(of_all, len(called))) for row in rows[1:]}
+    of_rows = gallery.nearest_of_rows([row.latents[called] for row in rows[1:]], limits)
+    found = dict(zip((row.name for row in rows[1:]), of_rows, strict=True))
     shown = next(row for row in rows if row.name == result)
     nearest = found[shown.name]
     trained = [gallery[n.index].flip(-1) if n.mirrored else gallery[n.index] for n in nearest]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -162,8 +161,7 @@ def _nearest(
     gallery = Gallery(known.latents, (h, w))
     called = [i for i, column in enumerate(asked) if column.called]
     limits = gallery.limits(rows[0][called])
-    of_all = iter(gallery.nearest(torch.cat([row[called] for row in rows[1:]]), limits))
-    return limits, [tuple(itertools.islice(of_all, len(called))) for _ in rows[1:]]
+    return limits, gallery.nearest_of_rows([row[called] for row in rows[1:]], limits)
 
 
 def _judged(

@@ -7,6 +7,7 @@ import io
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import jinja2
 from PIL import Image
 
 from deltaw import tensorfile
-from deltaw.data import buckets
+from deltaw.data import buckets, reading
 from deltaw.data.folder import Picture
-from deltaw.data.image import crop_box, load
+from deltaw.data.image import crop_box, read
 from deltaw.events import Phase, Saved, Tell, Tick, silent
 from deltaw.verbs.pictures import PicturesReport, source_kind
 
@@ -74,10 +75,12 @@ def write(report: PicturesReport, out: str | Path, tell: Tell = silent) -> int:
     """
     shown = report.dataset.pictures[:MOST_THUMBS]
     tell(Phase("draw thumbnails", len(shown), "pictures"))
-    cards = []
-    for number, (picture, size) in enumerate(zip(shown, report.sizes_px, strict=False)):
-        cards.append(_card(number, picture, size))
-        tell(Tick(number + 1, picture.name))
+    cards: list[Card] = []
+    numbered = [(number, picture, report.sizes_px[number]) for number, picture in enumerate(shown)]
+    with closing(reading.ahead(lambda one: _card(*one), numbered)) as made:
+        for card in made:
+            cards.append(card)
+            tell(Tick(len(cards), card.name))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(Path(__file__).with_name("pictures.html.j2").read_text(encoding="utf-8"))
     n_bytes = tensorfile.write_text(out, template.render(**_content(report, cards)))
@@ -107,7 +110,7 @@ def _content(report: PicturesReport, cards: Sequence[Card]) -> Mapping[str, Any]
 
 
 def _card(number: int, picture: Picture, bucket_px: buckets.Size) -> Card:
-    image = load(picture.path, digest=picture.digest)
+    image = read(picture.path, digest=picture.digest)
     (w, h), (left, top, right, bottom) = image.size, crop_box(image.size, bucket_px)
     scale = THUMB_PX / max(w, h)
     share, grown = buckets.crop_share(image.size, bucket_px), buckets.upscale(image.size, bucket_px)
